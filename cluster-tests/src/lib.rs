@@ -1,0 +1,1 @@
+//! Tests of Quire with real processes: see `tests/`.

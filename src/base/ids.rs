@@ -1,0 +1,88 @@
+//! The names of things: nodes, databases, deltas.
+
+use std::fmt;
+
+/// A member of the cluster. Never 0; 1 bootstraps a cluster.
+pub type NodeId = u64;
+
+/// A database of this cluster: the log index of the entry that created it, so that a delta for a
+/// dropped database never hits its successor of the same name.
+pub type DatabaseId = u64;
+
+/// What names one delta for ever: the term of the leader that made it and a sequence number
+/// within that term. The parent of a database's first delta is [`DeltaId::NONE`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeltaId {
+    /// The leader's term.
+    pub term: u64,
+    /// Counts up from 1 within the term, over all databases of the node.
+    pub sequence: u64,
+}
+
+impl DeltaId {
+    /// No delta at all: the parent of the first one.
+    pub const NONE: DeltaId = DeltaId { term: 0, sequence: 0 };
+}
+
+impl fmt::Display for DeltaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.term, self.sequence)
+    }
+}
+
+/// A database's name, checked: `[A-Za-z0-9][A-Za-z0-9_.-]{0,127}`. A client's text never names a
+/// file but through this type.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DatabaseName(String);
+
+/// The text was not a valid database name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid database name")]
+pub struct InvalidDatabaseName;
+
+impl DatabaseName {
+    /// Checks `text` and wraps it.
+    pub fn new(text: &str) -> Result<DatabaseName, InvalidDatabaseName> {
+        let mut bytes = text.bytes();
+        let first = bytes.next().is_some_and(|b| b.is_ascii_alphanumeric());
+        let rest = bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+        if first && rest && text.len() <= super::limits::DATABASE_NAME_BYTES_MAX {
+            Ok(DatabaseName(text.to_owned()))
+        } else {
+            Err(InvalidDatabaseName)
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DatabaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DatabaseName;
+
+    #[test]
+    fn names_that_are_names() {
+        for good in ["a", "shop", "shop.db", "A-1_b.c", &"x".repeat(128)] {
+            assert_eq!(DatabaseName::new(good).unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn names_that_could_reach_a_file_are_refused() {
+        let long = "x".repeat(129);
+        for bad in ["", ".", "..", ":memory:", "file:x?vfs=unix", "a/b", "/etc", "-x", "a b", "ä"]
+        {
+            assert!(DatabaseName::new(bad).is_err(), "{bad}");
+        }
+        assert!(DatabaseName::new(&long).is_err());
+    }
+}
