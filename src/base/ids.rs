@@ -15,7 +15,7 @@ pub type DatabaseId = u64;
 pub struct DeltaId {
     /// The leader's term.
     pub term: u64,
-    /// Counts up from 1 within the term, over all databases of the node.
+    /// Counts up from 1 within the term, for each database.
     pub sequence: u64,
 }
 

@@ -1,0 +1,239 @@
+//! All databases of a node, and the node's checkpoint record: what every base file is at, and
+//! the place in the log below which nothing is needed any more.
+//!
+//! `checkpoint` is written whole and replaced by rename. It says: log id L, the membership as of
+//! L (opaque here), and for each database its id, name, page size, position, version, digest and
+//! page count. At start a database is opened at what the record says (or at what its `NAME.ckpt`
+//! says, if that is newer), and the log is replayed from L.
+//!
+//! *Invariant*: everything of every database that lies at or below L is in its base file, durably,
+//! before the record says L.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use crate::base::{DatabaseId, DatabaseName};
+use crate::codec::{Malformed, Reader, put_bytes_u32};
+use crate::disk::{self, Disk};
+use crate::log::LogId;
+
+use super::PagesError;
+use super::fold::{Folded, Target, decode_folded, encode_folded, redo};
+use super::store::{Place, Point, Store};
+
+const MAGIC: &[u8; 8] = b"QUIRECP1";
+const RECORD_PATH: &str = "checkpoint";
+
+/// Bytes in a page of a new database.
+pub const PAGE_SIZE: usize = 4096;
+
+/// What the state machine has applied so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The last applied entry.
+    pub last: Option<LogId>,
+    /// The last applied membership, encoded by `raft`.
+    pub membership: Vec<u8>,
+}
+
+/// All databases of a node.
+pub struct Catalog {
+    disk: Arc<dyn Disk>,
+    databases: RwLock<BTreeMap<DatabaseId, Arc<Store>>>,
+    applied: Mutex<Applied>,
+    recorded: Mutex<Applied>,
+    checkpointing: Mutex<()>,
+}
+
+impl Catalog {
+    /// Opens the databases of a data directory as its checkpoint record left them; a directory
+    /// without a record holds none.
+    pub fn open(disk: Arc<dyn Disk>) -> Result<Catalog, PagesError> {
+        disk.create_dir("databases")?;
+        let record = match disk::read_all(&*disk, RECORD_PATH) {
+            Ok(bytes) => decode_record(&bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
+            Err(error) => return Err(error.into()),
+        };
+        let mut databases = BTreeMap::new();
+        for entry in record.databases {
+            let Entry { id, name, page_size, folded } = entry;
+            let redone = redo(&*disk, id, name.as_str(), page_size, &folded)?;
+            let Folded { point, place } = redone.unwrap_or(folded);
+            let store = Store::open(disk.clone(), id, name, page_size, point, place)?;
+            databases.insert(id, store);
+        }
+        Ok(Catalog {
+            disk,
+            databases: RwLock::new(databases),
+            applied: Mutex::new(record.applied.clone()),
+            recorded: Mutex::new(record.applied),
+            checkpointing: Mutex::new(()),
+        })
+    }
+
+    /// What the durable checkpoint record covers.
+    pub fn recorded(&self) -> Applied {
+        self.recorded.lock().clone()
+    }
+
+    /// What is applied. Holding the guard keeps everybody else from seeing an entry half applied.
+    pub fn applied(&self) -> MutexGuard<'_, Applied> {
+        self.applied.lock()
+    }
+
+    /// The database with this id.
+    pub fn by_id(&self, id: DatabaseId) -> Option<Arc<Store>> {
+        self.databases.read().get(&id).cloned()
+    }
+
+    /// The database with this name.
+    pub fn by_name(&self, name: &DatabaseName) -> Option<Arc<Store>> {
+        self.databases.read().values().find(|store| store.name() == name).cloned()
+    }
+
+    /// All databases, by id.
+    pub fn all(&self) -> Vec<Arc<Store>> {
+        self.databases.read().values().cloned().collect()
+    }
+
+    /// Creates an empty database with the id of the entry that creates it. A replay that meets a
+    /// database that is there already changes nothing.
+    pub fn create(
+        &self,
+        id: DatabaseId,
+        name: DatabaseName,
+        page_size: usize,
+    ) -> Result<Arc<Store>, PagesError> {
+        if let Some(store) = self.by_id(id) {
+            return Ok(store);
+        }
+        let place = Place { index: id, ordinal: 0 };
+        let store = Store::open(self.disk.clone(), id, name, page_size, Point::default(), place)?;
+        self.databases.write().insert(id, store.clone());
+        Ok(store)
+    }
+
+    /// Bytes of page images in memory, over all databases.
+    pub fn overlay_bytes(&self) -> usize {
+        self.all().iter().map(|store| store.overlay_bytes()).sum()
+    }
+
+    /// Folds everything that is applied now into the base files and writes the checkpoint record.
+    /// Returns what the record covers. Blocks; never called on the asynchronous runtime.
+    pub fn checkpoint(&self) -> Result<Applied, PagesError> {
+        let _one_at_a_time = self.checkpointing.lock();
+        let (cut, targets) = {
+            let applied = self.applied.lock();
+            let targets: Vec<(Arc<Store>, Target)> =
+                self.all().into_iter().map(|store| (store.clone(), store.fold_target())).collect();
+            (applied.clone(), targets)
+        };
+        if cut == *self.recorded.lock() {
+            return Ok(cut);
+        }
+        let mut entries = Vec::with_capacity(targets.len());
+        for (store, target) in &targets {
+            let folded = store.fold(target)?;
+            entries.push(Entry {
+                id: store.id(),
+                name: store.name().clone(),
+                page_size: store.page_size(),
+                folded,
+            });
+        }
+        let covered = covered(&cut, &targets, &self.recorded());
+        let record = Record { applied: covered.clone(), databases: entries };
+        disk::replace(&*self.disk, RECORD_PATH, &encode_record(&record))?;
+        *self.recorded.lock() = covered.clone();
+        for (store, _) in &targets {
+            store.forget_ckpt()?;
+        }
+        Ok(covered)
+    }
+}
+
+/// What the new record may claim: the cut, unless a damaged database stayed behind it.
+fn covered(cut: &Applied, targets: &[(Arc<Store>, Target)], before: &Applied) -> Applied {
+    if targets.iter().any(|(store, _)| store.damage().is_some()) {
+        return before.clone();
+    }
+    cut.clone()
+}
+
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Record {
+    applied: Applied,
+    databases: Vec<Entry>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    id: DatabaseId,
+    name: DatabaseName,
+    page_size: usize,
+    folded: Folded,
+}
+
+fn encode_record(record: &Record) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    match record.applied.last {
+        Some(last) => {
+            out.push(1);
+            out.extend_from_slice(&last.term.to_le_bytes());
+            out.extend_from_slice(&last.index.to_le_bytes());
+        }
+        None => out.extend_from_slice(&[0; 17]),
+    }
+    // Neither a membership nor a name comes near 4 GiB, nor are there that many databases.
+    let _ = put_bytes_u32(&mut out, &record.applied.membership);
+    let count = u32::try_from(record.databases.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&count.to_le_bytes());
+    for entry in &record.databases {
+        out.extend_from_slice(&entry.id.to_le_bytes());
+        let _ = put_bytes_u32(&mut out, entry.name.as_str().as_bytes());
+        out.extend_from_slice(&u32::try_from(entry.page_size).unwrap_or(0).to_le_bytes());
+        encode_folded(&entry.folded.point, &entry.folded.place, &mut out);
+    }
+    let crc = crc32c::crc32c(&out);
+    out.extend_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn decode_record(bytes: &[u8]) -> Result<Record, PagesError> {
+    let damaged = |what: String| PagesError::Damaged { database: "(all)".to_owned(), what };
+    let Some((body, crc)) = bytes.split_last_chunk::<4>() else {
+        return Err(damaged("the checkpoint record is too short".to_owned()));
+    };
+    if !body.starts_with(MAGIC) {
+        return Err(damaged(
+            "the checkpoint record has a format that this version does not know".to_owned(),
+        ));
+    }
+    if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+        return Err(damaged("the checkpoint record does not match its checksum".to_owned()));
+    }
+    decode_record_body(&body[MAGIC.len()..])
+        .map_err(|error| damaged(format!("the checkpoint record: {error}")))
+}
+
+fn decode_record_body(body: &[u8]) -> Result<Record, Malformed> {
+    let mut reader = Reader::new(body);
+    let present = reader.u8()? != 0;
+    let id = LogId { term: reader.u64()?, index: reader.u64()? };
+    let membership = reader.bytes_u32()?.to_vec();
+    let mut databases = Vec::new();
+    for _ in 0..reader.u32()? {
+        let id = reader.u64()?;
+        let offset = reader.offset();
+        let name = DatabaseName::new(reader.text_u32()?)
+            .map_err(|_| Malformed { offset, what: "a database name" })?;
+        let page_size = usize::try_from(reader.u32()?).unwrap_or(0);
+        databases.push(Entry { id, name, page_size, folded: decode_folded(&mut reader)? });
+    }
+    reader.finish()?;
+    Ok(Record { applied: Applied { last: present.then_some(id), membership }, databases })
+}

@@ -1,0 +1,36 @@
+//! One page of a database: its image and its hash.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+/// Number of a page, from 1 as in SQLite.
+pub type PageNo = u32;
+
+/// The page that SQLite never uses: it holds the lock bytes at 1 GiB.
+pub fn lock_byte_page(page_size: usize) -> PageNo {
+    // Page sizes are 512 to 65,536, so the quotient always fits.
+    u32::try_from(0x4000_0000 / page_size.max(512)).unwrap_or(0) + 1
+}
+
+/// The hash of a page: 128 bits over its content, seeded by its number.
+pub fn page_hash(number: PageNo, content: &[u8]) -> u128 {
+    xxh3_128_with_seed(content, u64::from(number))
+}
+
+/// An immutable image of a page with its hash.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The content, one page long.
+    pub bytes: Arc<[u8]>,
+    /// [`page_hash`] of it.
+    pub hash: u128,
+}
+
+impl Image {
+    /// Hashes `bytes` as page `number`.
+    pub fn new(number: PageNo, bytes: Arc<[u8]>) -> Image {
+        let hash = page_hash(number, &bytes);
+        Image { bytes, hash }
+    }
+}

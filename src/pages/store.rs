@@ -1,0 +1,888 @@
+//! One database: its versions, snapshots of them, and the four ways a version changes hands:
+//! *freeze and publish* (a transaction here made a new head), *apply* (Raft committed a delta),
+//! *rewind* (everything above applied is dropped) and the fold of `fold.rs` (the base moves up).
+//!
+//! Locks, always in this order: the publish permit, the overlay, the state. No lock is held
+//! across a disk write; a reader holds none while it reads the base file.
+//!
+//! *Invariant*: base <= applied <= head; `pending` holds exactly the versions above applied, in
+//! order; a snapshot is registered and its version read under one lock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::base::{DatabaseId, DatabaseName, DeltaId};
+use crate::codec::Reader;
+use crate::disk::Disk;
+
+use super::PagesError;
+use super::base_file::{BaseFile, BaseRead};
+use super::delta::{self, ChangedPage, DeltaHeader};
+use super::overlay::{Overlay, PageMap};
+use super::page::{Image, PageNo, page_hash};
+
+/// How many rewinds back the validity of an old snapshot can still be told.
+const REWINDS_REMEMBERED: usize = 64;
+
+/// A database at one version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Point {
+    /// Transactions committed so far.
+    pub version: u64,
+    /// Pages in the database.
+    pub page_count: u32,
+    /// XOR of all page hashes.
+    pub digest: u128,
+    /// The delta that made this version.
+    pub delta: DeltaId,
+}
+
+/// Where a delta stands in the log: its entry's index and its number within the entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Index of the entry.
+    pub index: u64,
+    /// Number of the delta within the entry, from 1; 0 is before the first.
+    pub ordinal: u32,
+}
+
+/// What became of a delta that Raft committed. Every replica comes to the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApplyOutcome {
+    /// It made the next version.
+    Applied,
+    /// The fence refused it: it was made on a version that is not this database's last one.
+    Refused,
+    /// This replica is damaged and did not look: its applied version stays behind.
+    Skipped,
+}
+
+/// How a wait for a version ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The version is applied: a quorum holds it.
+    Applied,
+    /// The version was dropped by a rewind. `proposed`: its delta had been handed to Raft, so
+    /// nobody here can tell whether it will be committed.
+    Dropped {
+        /// Whether the delta had been handed to Raft.
+        proposed: bool,
+    },
+}
+
+/// A published delta on its way to Raft.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The encoded delta.
+    pub bytes: Bytes,
+    /// Its id; the term in it is the term it must be appended in.
+    pub id: DeltaId,
+}
+
+struct PendingVersion {
+    point: Point,
+    pages: Vec<PageNo>,
+    proposed: bool,
+    bytes: Bytes,
+}
+
+#[derive(Clone, Copy)]
+struct Rewind {
+    /// The epoch that the rewind ended.
+    ended: u64,
+    /// The version that survived it.
+    floor: u64,
+}
+
+pub(super) struct State {
+    pub(super) base: Point,
+    pub(super) base_place: Place,
+    pub(super) applied: Point,
+    pub(super) place: Place,
+    head: Point,
+    /// Counts openings and rewinds; a handle's cache is valid for one epoch only.
+    epoch: u64,
+    /// The term in which this node may publish; `None` while it may not.
+    open: Option<u64>,
+    /// Never reset, so that no two deltas of one term share an id.
+    sequence: u64,
+    pending: VecDeque<PendingVersion>,
+    unproposed: usize,
+    pending_bytes: usize,
+    rewinds: VecDeque<Rewind>,
+    readers: BTreeMap<u64, u32>,
+    waiters: BTreeMap<(u64, u64), oneshot::Sender<Resolution>>,
+    waiter_count: u64,
+}
+
+impl State {
+    /// The versions whose images must stay, ascending, ending with applied.
+    pub(super) fn keep(&self) -> Vec<u64> {
+        let applied = self.applied.version;
+        let mut keep: Vec<u64> = self.readers.range(..applied).map(|(v, _)| *v).collect();
+        keep.push(applied);
+        keep
+    }
+
+    pub(super) fn pin(&mut self, version: u64) {
+        *self.readers.entry(version).or_insert(0) += 1;
+    }
+
+    pub(super) fn unpin(&mut self, version: u64) {
+        if let Some(count) = self.readers.get_mut(&version) {
+            *count -= 1;
+            if *count == 0 {
+                self.readers.remove(&version);
+            }
+        }
+    }
+
+    fn survives(&self, epoch: u64, version: u64) -> bool {
+        if epoch == self.epoch {
+            return true;
+        }
+        // Each epoch ends once, so the rewind that ended this one is there unless forgotten.
+        match self.rewinds.iter().find(|rewind| rewind.ended >= epoch) {
+            Some(rewind) => rewind.ended == epoch && version <= rewind.floor,
+            None => false,
+        }
+    }
+
+    fn wait(&mut self, version: u64) -> Waiting {
+        let (sender, receiver) = oneshot::channel();
+        self.waiter_count += 1;
+        self.waiters.insert((version, self.waiter_count), sender);
+        Waiting::Later(receiver)
+    }
+
+    fn resolve_waiters(&mut self) {
+        let applied = self.applied.version;
+        let later = self.waiters.split_off(&(applied + 1, 0));
+        for waiter in std::mem::replace(&mut self.waiters, later).into_values() {
+            // The waiter may have gone away.
+            let _ = waiter.send(Resolution::Applied);
+        }
+    }
+}
+
+/// One database on this member.
+pub struct Store {
+    id: DatabaseId,
+    name: DatabaseName,
+    page_size: usize,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) base: BaseFile,
+    pub(super) overlay: RwLock<Overlay>,
+    pub(super) state: Mutex<State>,
+    /// Copy of the state's epoch, to be read without its lock.
+    epoch: AtomicU64,
+    /// Odd while a fold copies pages into the base.
+    pub(super) fold_count: AtomicU64,
+    /// Snapshots below this version were evicted.
+    pub(super) oldest_readable: AtomicU64,
+    permit_taken: Mutex<bool>,
+    permit_free: Condvar,
+    damaged: AtomicBool,
+    damage: Mutex<Option<String>>,
+    pub(super) folding: Mutex<()>,
+}
+
+impl Store {
+    /// Opens a database whose base file is at `base`, reached by the delta at `place`.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        id: DatabaseId,
+        name: DatabaseName,
+        page_size: usize,
+        base: Point,
+        place: Place,
+    ) -> Result<Arc<Store>, PagesError> {
+        let file = BaseFile::open(&*disk, name.as_str(), page_size)?;
+        Ok(Arc::new(Store {
+            id,
+            name,
+            page_size,
+            disk,
+            base: file,
+            overlay: RwLock::new(Overlay::new(base.version)),
+            state: Mutex::new(State {
+                base,
+                base_place: place,
+                applied: base,
+                place,
+                head: base,
+                epoch: 0,
+                open: None,
+                sequence: 0,
+                pending: VecDeque::new(),
+                unproposed: 0,
+                pending_bytes: 0,
+                rewinds: VecDeque::new(),
+                readers: BTreeMap::new(),
+                waiters: BTreeMap::new(),
+                waiter_count: 0,
+            }),
+            epoch: AtomicU64::new(0),
+            fold_count: AtomicU64::new(0),
+            oldest_readable: AtomicU64::new(0),
+            permit_taken: Mutex::new(false),
+            permit_free: Condvar::new(),
+            damaged: AtomicBool::new(false),
+            damage: Mutex::new(None),
+            folding: Mutex::new(()),
+        }))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> DatabaseId {
+        self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &DatabaseName {
+        &self.name
+    }
+
+    /// Bytes in a page.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// The last version that is committed and applied here.
+    pub fn applied(&self) -> Point {
+        self.state.lock().applied
+    }
+
+    /// The last version that was executed here.
+    pub fn head(&self) -> Point {
+        self.state.lock().head
+    }
+
+    /// Where the delta that made the applied version stands in the log.
+    pub fn place(&self) -> Place {
+        self.state.lock().place
+    }
+
+    /// The epoch: a handle's view of the head is good for one of them.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Versions and bytes of deltas above applied.
+    pub fn run_ahead(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.pending.len(), state.pending_bytes)
+    }
+
+    /// Bytes of page images in memory.
+    pub fn overlay_bytes(&self) -> usize {
+        self.overlay.read().len() * self.page_size
+    }
+
+    /// Whether folding would move the base.
+    pub fn is_dirty(&self) -> bool {
+        let state = self.state.lock();
+        state.base.version != state.applied.version
+    }
+
+    /// What is damaged here, if anything is.
+    pub fn damage(&self) -> Option<String> {
+        if !self.damaged.load(Ordering::Acquire) {
+            return None;
+        }
+        self.damage.lock().clone()
+    }
+
+    /// Notes that this replica is damaged: from now on it serves nothing and applies nothing.
+    pub fn set_damaged(&self, what: String) -> PagesError {
+        let mut damage = self.damage.lock();
+        if damage.is_none() {
+            tracing::error!(database = %self.name, %what,
+                "this member's copy of the database is damaged; it stops serving it");
+            *damage = Some(what.clone());
+        }
+        self.damaged.store(true, Ordering::Release);
+        PagesError::Damaged { database: self.name.to_string(), what }
+    }
+
+    fn check_damage(&self) -> Result<(), PagesError> {
+        match self.damage() {
+            None => Ok(()),
+            Some(what) => Err(PagesError::Damaged { database: self.name.to_string(), what }),
+        }
+    }
+
+    // ---- snapshots
+
+    /// A snapshot of the applied version.
+    pub fn snapshot_applied(self: &Arc<Store>) -> Result<Snapshot, PagesError> {
+        self.check_damage()?;
+        let mut state = self.state.lock();
+        let (point, epoch) = (state.applied, state.epoch);
+        state.pin(point.version);
+        Ok(Snapshot { store: self.clone(), point, epoch })
+    }
+
+    /// A snapshot of the head. What is read from it must be held back until it is applied.
+    pub fn snapshot_head(self: &Arc<Store>) -> Result<Snapshot, PagesError> {
+        self.check_damage()?;
+        let mut state = self.state.lock();
+        let (point, epoch) = (state.head, state.epoch);
+        state.pin(point.version);
+        Ok(Snapshot { store: self.clone(), point, epoch })
+    }
+
+    /// A page at a version, into `out` (one page long); its hash.
+    pub(super) fn read_page(
+        &self,
+        page: PageNo,
+        version: u64,
+        out: &mut [u8],
+    ) -> Result<u128, PagesError> {
+        loop {
+            let before = self.fold_count.load(Ordering::Acquire);
+            if let Some(image) = self.overlay.read().find(page, version) {
+                out.copy_from_slice(&image.bytes);
+                return Ok(image.hash);
+            }
+            let read = self.base.read(page, out)?;
+            // A fold may have overtaken this read; then the page may be a newer one or torn.
+            if self.fold_count.load(Ordering::Acquire) != before {
+                continue;
+            }
+            return match read {
+                BaseRead::Good(hash) => Ok(hash),
+                BaseRead::Mismatch => {
+                    Err(self.set_damaged(format!("page {page} does not match its hash")))
+                }
+            };
+        }
+    }
+
+    /// The hash of a page at a version, without reading the page.
+    fn hash_of(&self, page: PageNo, version: u64) -> Result<u128, PagesError> {
+        loop {
+            let before = self.fold_count.load(Ordering::Acquire);
+            if let Some(image) = self.overlay.read().find(page, version) {
+                return Ok(image.hash);
+            }
+            let hash = self.base.hash(page)?;
+            if self.fold_count.load(Ordering::Acquire) != before {
+                continue;
+            }
+            return hash
+                .ok_or_else(|| self.set_damaged(format!("the hash of page {page} is missing")));
+        }
+    }
+
+    // ---- the leader's side: open, freeze, publish, propose
+
+    /// This node leads in `term` and everything before is applied: transactions may publish.
+    /// Returns the new epoch.
+    pub fn open_slot(&self, term: u64) -> u64 {
+        let _permit = self.take_permit();
+        self.rewind_locked(Some(term))
+    }
+
+    /// Drops everything above applied and forbids publishing until the slot is opened again.
+    pub fn rewind(&self) {
+        let _permit = self.take_permit();
+        let ahead = {
+            let state = self.state.lock();
+            if state.open.is_none() && state.pending.is_empty() {
+                return;
+            }
+            state.pending.len()
+        };
+        self.rewind_locked(None);
+        if ahead > 0 {
+            tracing::warn!(database = %self.name, versions = ahead,
+                "leadership was lost: dropped the transactions that were not committed yet");
+        }
+    }
+
+    /// As [`Store::rewind`], after Raft said that it did not append the delta `id`.
+    pub fn rewind_not_appended(&self, id: DeltaId) {
+        if let Some(pending) =
+            self.state.lock().pending.iter_mut().find(|pending| pending.point.delta == id)
+        {
+            pending.proposed = false;
+        }
+        self.rewind();
+    }
+
+    /// With the permit held: drops what is above applied and begins a new epoch.
+    fn rewind_locked(&self, open: Option<u64>) -> u64 {
+        let mut overlay = self.overlay.write();
+        let mut state = self.state.lock();
+        let floor = state.applied.version;
+        let mut proposed = BTreeMap::new();
+        for pending in std::mem::take(&mut state.pending) {
+            for page in &pending.pages {
+                overlay.rewind(*page, floor);
+            }
+            proposed.insert(pending.point.version, pending.proposed);
+        }
+        (state.unproposed, state.pending_bytes) = (0, 0);
+        let ended = state.epoch;
+        state.rewinds.push_back(Rewind { ended, floor });
+        if state.rewinds.len() > REWINDS_REMEMBERED {
+            state.rewinds.pop_front();
+        }
+        state.epoch += 1;
+        state.open = open;
+        state.head = state.applied;
+        self.epoch.store(state.epoch, Ordering::Release);
+        for ((version, _), waiter) in std::mem::take(&mut state.waiters) {
+            let proposed = proposed.get(&version).copied().unwrap_or(false);
+            let _ = waiter.send(Resolution::Dropped { proposed });
+        }
+        state.epoch
+    }
+
+    fn take_permit(&self) -> PermitGuard<'_> {
+        let mut taken = self.permit_taken.lock();
+        while *taken {
+            self.permit_free.wait(&mut taken);
+        }
+        *taken = true;
+        PermitGuard { store: self }
+    }
+
+    fn release_permit(&self) {
+        *self.permit_taken.lock() = false;
+        self.permit_free.notify_one();
+    }
+
+    /// Turns what a transaction wrote on top of `snapshot` into a delta, with the publish permit
+    /// held: from now on nothing can refuse it, and nothing may wait, until it is published or
+    /// dropped. `None` when nothing differs.
+    pub fn freeze(
+        &self,
+        snapshot: &Snapshot,
+        write: &Freeze,
+    ) -> Result<Option<Frozen>, PagesError> {
+        self.check_damage()?;
+        let before = snapshot.point;
+        let mut body = vec![0; DeltaHeader::BYTES];
+        let mut images = Vec::with_capacity(write.pages.len());
+        let mut digest = before.digest;
+        let mut old = vec![0; self.page_size];
+        for page in write.page_numbers(before.page_count) {
+            let new: Arc<[u8]> = match write.pages.get(&page) {
+                Some(bytes) => bytes.clone(),
+                None => vec![0; self.page_size].into(),
+            };
+            if page == 1 {
+                self.check_first_page(&new, write.page_count)?;
+            }
+            if page <= before.page_count {
+                let old_hash = self.read_page(page, before.version, &mut old)?;
+                if !delta::encode_changed(page, &old, &new, &mut body) {
+                    continue;
+                }
+                digest ^= old_hash;
+            } else {
+                delta::encode_whole(page, &new, &mut body);
+            }
+            let image = Image::new(page, new);
+            digest ^= image.hash;
+            images.push((page, image));
+        }
+        for page in write.page_count + 1..=before.page_count {
+            digest ^= self.hash_of(page, before.version)?;
+        }
+        if images.is_empty() && write.page_count == before.page_count {
+            return Ok(None);
+        }
+        self.stamp(snapshot, write.page_count, digest, body, images).map(Some)
+    }
+
+    /// Takes the publish permit, checks that the snapshot is still the head of an open epoch and
+    /// gives the delta its identity.
+    fn stamp(
+        &self,
+        snapshot: &Snapshot,
+        page_count: u32,
+        digest: u128,
+        mut body: Vec<u8>,
+        images: Vec<(PageNo, Image)>,
+    ) -> Result<Frozen, PagesError> {
+        let permit = self.take_permit();
+        let mut state = self.state.lock();
+        let Some(term) = state.open else { return Err(PagesError::NotLeader) };
+        if state.epoch != snapshot.epoch {
+            return Err(PagesError::Rewound);
+        }
+        if state.head != snapshot.point {
+            return Err(PagesError::Refused("a second writer without the write slot"));
+        }
+        state.sequence += 1;
+        let id = DeltaId { term, sequence: state.sequence };
+        drop(state);
+        let before = snapshot.point;
+        let header = DeltaHeader {
+            database: self.id,
+            id,
+            parent: before.delta,
+            base_version: before.version,
+            page_count,
+            digest_before: before.digest,
+            digest_after: digest,
+            changed_count: u32::try_from(images.len())
+                .map_err(|_| PagesError::Refused("too many pages in one transaction"))?,
+        };
+        let mut encoded = Vec::with_capacity(DeltaHeader::BYTES);
+        header.encode(&mut encoded);
+        body[..DeltaHeader::BYTES].copy_from_slice(&encoded);
+        let point = Point { version: before.version + 1, page_count, digest, delta: id };
+        // The permit outlives this borrow: it is given back by publish or by dropping `Frozen`.
+        std::mem::forget(permit);
+        Ok(Frozen {
+            permit: Permit { store: snapshot.store.clone() },
+            point,
+            images,
+            bytes: body.into(),
+        })
+    }
+
+    fn check_first_page(&self, page: &[u8], page_count: u32) -> Result<(), PagesError> {
+        let [.., high, low, write_version, read_version, reserved] = &page[..21] else {
+            return Err(PagesError::Refused("the first page is too short"));
+        };
+        // The value 1 in the header stands for 65,536.
+        let header_size = match u16::from_be_bytes([*high, *low]) {
+            1 => 65_536,
+            size => usize::from(size),
+        };
+        if header_size != self.page_size {
+            return Err(PagesError::Refused("the page size of a database cannot be changed"));
+        }
+        if (*write_version, *read_version) != (1, 1) || *reserved != 0 {
+            return Err(PagesError::Refused("the file format of a database cannot be changed"));
+        }
+        let mut count = [0; 4];
+        count.copy_from_slice(&page[28..32]);
+        if u32::from_be_bytes(count) != page_count {
+            return Err(PagesError::Refused("the page count in the header is not the file's"));
+        }
+        Ok(())
+    }
+
+    /// Links a frozen delta into the overlay as the new head; cannot fail. Returns the head's
+    /// snapshot for the handle that published it, and where its author will be told its end.
+    pub fn publish(self: &Arc<Store>, frozen: Frozen) -> (Snapshot, Waiting) {
+        let Frozen { permit, point, images, bytes } = frozen;
+        let mut overlay = self.overlay.write();
+        let mut state = self.state.lock();
+        let keep = state.keep();
+        let mut pages = Vec::with_capacity(images.len());
+        for (page, image) in images {
+            overlay.push(page, point.version, image, &keep);
+            pages.push(page);
+        }
+        assert_eq!(state.head.version + 1, point.version, "the permit guards the head");
+        state.head = point;
+        state.pending_bytes += bytes.len();
+        state.unproposed += 1;
+        state.pending.push_back(PendingVersion { point, pages, proposed: false, bytes });
+        state.pin(point.version);
+        let epoch = state.epoch;
+        let waiting = state.wait(point.version);
+        drop((state, overlay));
+        drop(permit);
+        (Snapshot { store: self.clone(), point, epoch }, waiting)
+    }
+
+    /// The next published delta that Raft has not been given yet.
+    pub fn take_outgoing(&self) -> Option<Outgoing> {
+        let mut state = self.state.lock();
+        let at = state.pending.len().checked_sub(state.unproposed)?;
+        let pending = state.pending.get_mut(at)?;
+        pending.proposed = true;
+        let outgoing = Outgoing { bytes: pending.bytes.clone(), id: pending.point.delta };
+        state.unproposed -= 1;
+        Some(outgoing)
+    }
+
+    /// Waits until `version`, seen in `epoch`, is applied or dropped. (Its author was given a wait
+    /// of its own when it published.)
+    pub fn wait_applied(&self, version: u64, epoch: u64) -> Waiting {
+        let mut state = self.state.lock();
+        if !state.survives(epoch, version) {
+            return Waiting::Now(Resolution::Dropped { proposed: true });
+        }
+        if version <= state.applied.version {
+            return Waiting::Now(Resolution::Applied);
+        }
+        state.wait(version)
+    }
+
+    // ---- every replica's side: apply
+
+    /// Applies a committed delta that stands at `place`. `bytes` is the whole encoded delta, of
+    /// which `header` was decoded.
+    pub fn apply(
+        &self,
+        header: &DeltaHeader,
+        bytes: &[u8],
+        place: Place,
+    ) -> Result<ApplyOutcome, PagesError> {
+        if self.damaged.load(Ordering::Acquire) {
+            return Ok(ApplyOutcome::Skipped);
+        }
+        {
+            let mut state = self.state.lock();
+            let applied = state.applied;
+            let fence = header.database == self.id
+                && header.base_version == applied.version
+                && header.parent == applied.delta;
+            if !fence {
+                let own = state.pending.iter_mut().find(|p| p.point.delta == header.id);
+                if let Some(own) = own {
+                    own.proposed = false;
+                    drop(state);
+                    self.rewind();
+                }
+                return Ok(ApplyOutcome::Refused);
+            }
+            let own = state.pending.front().is_some_and(|pending| {
+                pending.point.delta == header.id && pending.point.digest == header.digest_after
+            });
+            if own && let Some(pending) = state.pending.pop_front() {
+                state.pending_bytes -= pending.bytes.len();
+                state.unproposed = state.unproposed.min(state.pending.len());
+                state.applied = pending.point;
+                state.place = place;
+                state.resolve_waiters();
+                return Ok(ApplyOutcome::Applied);
+            }
+        }
+        self.rewind();
+        self.patch(header, bytes, place)?;
+        Ok(ApplyOutcome::Applied)
+    }
+
+    /// Builds the new images of a foreign delta and moves applied over it.
+    fn patch(&self, header: &DeltaHeader, bytes: &[u8], place: Place) -> Result<(), PagesError> {
+        let before = self.applied();
+        if header.digest_before != before.digest {
+            return Err(self.set_damaged(format!(
+                "version {} has another digest than the leader's",
+                before.version
+            )));
+        }
+        let malformed = |error| self.set_damaged(format!("a committed delta is {error}"));
+        let mut reader = Reader::new(bytes);
+        DeltaHeader::decode(&mut reader).map_err(malformed)?;
+        let mut digest = before.digest;
+        let mut images = Vec::new();
+        for _ in 0..header.changed_count {
+            let changed = ChangedPage::decode(&mut reader).map_err(malformed)?;
+            let page = changed.number;
+            if page == 0 || page > header.page_count {
+                return Err(self.set_damaged(format!("a committed delta names page {page}")));
+            }
+            let mut content = vec![0; self.page_size];
+            if page <= before.page_count {
+                digest ^= if changed.is_whole() {
+                    self.hash_of(page, before.version)?
+                } else {
+                    self.read_page(page, before.version, &mut content)?
+                };
+            }
+            changed.patch(&mut content).map_err(malformed)?;
+            let image = Image::new(page, content.into());
+            digest ^= image.hash;
+            images.push((page, image));
+        }
+        reader.finish().map_err(malformed)?;
+        for page in header.page_count.saturating_add(1)..=before.page_count {
+            digest ^= self.hash_of(page, before.version)?;
+        }
+        if digest != header.digest_after {
+            return Err(self.set_damaged(format!(
+                "version {} came out with another digest than the leader's",
+                before.version + 1
+            )));
+        }
+        let point = Point {
+            version: before.version + 1,
+            page_count: header.page_count,
+            digest,
+            delta: header.id,
+        };
+        let mut overlay = self.overlay.write();
+        let mut state = self.state.lock();
+        let keep = state.keep();
+        for (page, image) in images {
+            overlay.push(page, point.version, image, &keep);
+        }
+        (state.applied, state.head, state.place) = (point, point, place);
+        state.resolve_waiters();
+        Ok(())
+    }
+
+    /// Reads every page of the applied version and compares hashes and digest. The digest it
+    /// computed; an error (and a damaged replica) when a page or the sum does not match.
+    pub fn verify(self: &Arc<Store>) -> Result<Point, PagesError> {
+        let snapshot = self.snapshot_applied()?;
+        let mut page_bytes = vec![0; self.page_size];
+        let mut digest = 0;
+        for page in 1..=snapshot.point.page_count {
+            self.read_page(page, snapshot.point.version, &mut page_bytes)?;
+            digest ^= page_hash(page, &page_bytes);
+        }
+        if digest != snapshot.point.digest {
+            return Err(self.set_damaged("the digest of its pages is not the recorded one".into()));
+        }
+        Ok(snapshot.point)
+    }
+}
+
+struct PermitGuard<'a> {
+    store: &'a Store,
+}
+
+impl Drop for PermitGuard<'_> {
+    fn drop(&mut self) {
+        self.store.release_permit();
+    }
+}
+
+/// The publish permit, held between freezing and publishing.
+struct Permit {
+    store: Arc<Store>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.store.release_permit();
+    }
+}
+
+/// What a transaction wrote: its pages and how many pages there are afterwards.
+#[derive(Default)]
+pub struct Freeze {
+    /// Written pages, each one page long.
+    pub pages: PageMap<Arc<[u8]>>,
+    /// Pages in the database afterwards.
+    pub page_count: u32,
+}
+
+impl Freeze {
+    /// The pages that the delta has to look at, ascending: those written, and those that came
+    /// into being by growth without being written.
+    fn page_numbers(&self, page_count_before: u32) -> Vec<PageNo> {
+        let mut numbers: Vec<PageNo> =
+            self.pages.keys().copied().filter(|page| *page <= self.page_count).collect();
+        let grown = page_count_before + 1..=self.page_count;
+        numbers.extend(grown.filter(|page| !self.pages.contains_key(page)));
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+/// A delta that is ready to be published. Dropping it instead is a rollback.
+pub struct Frozen {
+    permit: Permit,
+    point: Point,
+    images: Vec<(PageNo, Image)>,
+    bytes: Bytes,
+}
+
+impl Frozen {
+    /// The version it will make.
+    pub fn point(&self) -> Point {
+        self.point
+    }
+}
+
+/// The end of a wait, or where it will be told.
+pub enum Waiting {
+    /// It has ended already.
+    Now(Resolution),
+    /// It will end here.
+    Later(oneshot::Receiver<Resolution>),
+}
+
+impl Waiting {
+    /// Waits for the end.
+    pub async fn resolved(self) -> Resolution {
+        match self {
+            Waiting::Now(resolution) => resolution,
+            // The store resolves every waiter before it goes.
+            Waiting::Later(receiver) => {
+                receiver.await.unwrap_or(Resolution::Dropped { proposed: true })
+            }
+        }
+    }
+}
+
+/// A registered view of one version. Its pages stay readable until it is dropped.
+pub struct Snapshot {
+    store: Arc<Store>,
+    point: Point,
+    epoch: u64,
+}
+
+impl Snapshot {
+    /// The version it shows.
+    pub fn point(&self) -> Point {
+        self.point
+    }
+
+    /// The epoch it was taken in.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The database it is of.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Reads bytes of a page, from `offset` within it. `false` when there is no such page.
+    pub fn read(&self, page: PageNo, offset: usize, out: &mut [u8]) -> Result<bool, PagesError> {
+        self.check()?;
+        if page == 0 || page > self.point.page_count {
+            return Ok(false);
+        }
+        if offset == 0 && out.len() == self.store.page_size {
+            self.store.read_page(page, self.point.version, out)?;
+        } else {
+            let mut whole = vec![0; self.store.page_size];
+            self.store.read_page(page, self.point.version, &mut whole)?;
+            let end = offset.saturating_add(out.len());
+            let part = whole.get(offset..end).ok_or(PagesError::Refused("a read across pages"))?;
+            out.copy_from_slice(part);
+        }
+        // The bytes count only if the snapshot was still good after they were copied.
+        self.check()?;
+        Ok(true)
+    }
+
+    /// Whether its version still stands and its pages are still kept.
+    pub fn check(&self) -> Result<(), PagesError> {
+        if self.epoch != self.store.epoch.load(Ordering::Acquire)
+            && !self.store.state.lock().survives(self.epoch, self.point.version)
+        {
+            return Err(PagesError::Rewound);
+        }
+        if self.point.version < self.store.oldest_readable.load(Ordering::Acquire) {
+            return Err(PagesError::SnapshotTooOld);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.store.state.lock().unpin(self.point.version);
+    }
+}
