@@ -70,7 +70,7 @@ impl Store {
     /// Folds up to a pinned target: steps 1 to 4. Returns what the base is at now.
     pub(super) fn fold(&self, target: &Target) -> Result<Folded, PagesError> {
         let _one_at_a_time = self.folding.lock();
-        let Folded { point, place } = target.folded;
+        let point = target.folded.point;
         let (base_before, base_place) = {
             let state = self.state.lock();
             (state.base, state.base_place)

@@ -1,1 +1,22 @@
-//! (under construction)
+//! SQLite over the page store: the virtual file system, connections on it, what a client's SQL
+//! may do, and errors with SQLite's own codes and texts.
+//!
+//! It knows neither Raft nor sockets. A connection's commits become deltas of a
+//! [`Store`](crate::pages::Store); who may commit, and when the answer may leave the node, is
+//! decided by `member`.
+//!
+//! *Invariant*: unsafe code stands in `vfs` only; a client's text never names a file.
+
+pub mod connection;
+mod guard;
+pub mod link;
+mod temp;
+pub mod text;
+mod vfs;
+
+pub use connection::{
+    Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, Value,
+};
+pub use link::{Published, Seen, View};
+pub use rusqlite::types::ValueRef;
+pub use temp::TempSpace;

@@ -1,0 +1,141 @@
+//! What a connection and its database file share: which store, which view of it, whether the
+//! connection holds the write slot, and what the file has seen and published.
+//!
+//! *Invariant*: every version that a connection read or made is noted here before SQLite can
+//! return a row of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::pages::store::Waiting;
+use crate::pages::{PagesError, Point, Snapshot, Store};
+
+/// Which version a connection's transactions begin on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// The head: the leader's own executed, perhaps uncommitted version. May write.
+    Head,
+    /// The applied version. Never writes.
+    Applied,
+}
+
+/// A version seen in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The version.
+    pub version: u64,
+    /// The epoch it was seen in.
+    pub epoch: u64,
+}
+
+/// A delta that a connection published.
+pub struct Published {
+    /// The version it made.
+    pub point: Point,
+    /// In which epoch.
+    pub epoch: u64,
+    /// Where its end will be told.
+    pub waiting: Waiting,
+}
+
+#[derive(Default)]
+struct Notes {
+    seen: Option<Seen>,
+    published: Vec<Published>,
+    error: Option<PagesError>,
+}
+
+/// The link between a connection and its database file.
+pub struct Link {
+    store: Arc<Store>,
+    view: View,
+    may_write: AtomicBool,
+    transaction_bytes_max: u64,
+    notes: Mutex<Notes>,
+}
+
+impl Link {
+    /// A link to `store`. It may write only after [`Link::allow_write`].
+    pub fn new(store: Arc<Store>, view: View, transaction_bytes_max: u64) -> Arc<Link> {
+        Arc::new(Link {
+            store,
+            view,
+            may_write: AtomicBool::new(false),
+            transaction_bytes_max,
+            notes: Mutex::default(),
+        })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The view.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// Bytes in a page.
+    pub fn page_size(&self) -> usize {
+        self.store.page_size()
+    }
+
+    /// A transaction may write this many bytes of pages.
+    pub fn transaction_bytes_max(&self) -> u64 {
+        self.transaction_bytes_max
+    }
+
+    /// Whether the connection holds the write slot now.
+    pub fn may_write(&self) -> bool {
+        self.may_write.load(Ordering::Acquire)
+    }
+
+    /// The connection has got (or gives back) the write slot.
+    pub fn allow_write(&self, allowed: bool) {
+        self.may_write.store(allowed, Ordering::Release);
+    }
+
+    /// A transaction began on this snapshot.
+    pub fn note_seen(&self, snapshot: &Snapshot) {
+        let seen = Seen { version: snapshot.point().version, epoch: snapshot.epoch() };
+        self.notes.lock().seen = Some(seen);
+    }
+
+    /// A transaction was published.
+    pub fn note_published(&self, snapshot: &Snapshot, waiting: Waiting) {
+        let (point, epoch) = (snapshot.point(), snapshot.epoch());
+        let mut notes = self.notes.lock();
+        notes.seen = Some(Seen { version: point.version, epoch });
+        notes.published.push(Published { point, epoch, waiting });
+    }
+
+    /// Why the file refused; SQLite itself only learns a code.
+    pub fn note_error(&self, error: PagesError) {
+        self.notes.lock().error = Some(error);
+    }
+
+    /// The last version that was seen since this was last asked.
+    pub fn take_seen(&self) -> Option<Seen> {
+        self.notes.lock().seen.take()
+    }
+
+    /// What was published since this was last asked.
+    pub fn take_published(&self) -> Vec<Published> {
+        std::mem::take(&mut self.notes.lock().published)
+    }
+
+    /// Why the file refused last, since this was last asked.
+    pub fn take_error(&self) -> Option<PagesError> {
+        self.notes.lock().error.take()
+    }
+
+    /// Something happened that must not be possible: going on could lose or corrupt data.
+    pub fn stop_node(&self, what: &str) {
+        tracing::error!(database = %self.store.name(), what,
+            "this is a bug; the node stops to keep the data as it is");
+        std::process::abort();
+    }
+}

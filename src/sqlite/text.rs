@@ -1,0 +1,50 @@
+//! Looking at SQL as text, as far as that can be done without compiling it.
+//!
+//! *Invariant*: pure; what these functions cannot tell they leave to SQLite.
+
+/// Whether there is no statement in `sql`: only blanks, comments and semicolons.
+pub fn is_blank(sql: &str) -> bool {
+    skip_blank(sql).is_empty()
+}
+
+/// `sql` from its first statement on.
+pub fn skip_blank(sql: &str) -> &str {
+    let mut rest = sql;
+    loop {
+        rest =
+            rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == ';' || c == '\u{c}');
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.split_once('\n').map_or("", |(_, after)| after);
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            // A comment that is not closed reaches to the end, as in SQLite.
+            rest = comment.split_once("*/").map_or("", |(_, after)| after);
+        } else {
+            return rest;
+        }
+    }
+}
+
+/// Whether `sql` can only be one statement: nothing but blanks follows its first semicolon.
+pub fn is_surely_single(sql: &str) -> bool {
+    sql.split_once(';').is_none_or(|(_, rest)| is_blank(rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_and_comments() {
+        for blank in ["", " ;\n", "-- x", "/* x */ ; -- y\n", "/* open", ";;"] {
+            assert!(is_blank(blank), "{blank:?}");
+        }
+        assert_eq!(skip_blank(" -- a\n /* b */ SELECT 1"), "SELECT 1");
+        assert!(!is_blank("- 1"));
+    }
+
+    #[test]
+    fn single_or_perhaps_not() {
+        assert!(is_surely_single("SELECT 1; -- done"));
+        assert!(!is_surely_single("SELECT ';'; SELECT 2"));
+    }
+}

@@ -1,0 +1,642 @@
+//! The virtual file system that SQLite runs on: a database file is a [`Snapshot`] of a
+//! [`Store`] plus the pages that the open transaction has written; every other file is temporary.
+//! This is the one file of the crate with unsafe code: SQLite's C interface is pointers.
+//!
+//! How a commit passes through, in SQLite's order of calls: `xWrite`..., `FCNTL_SYNC` (freeze:
+//! the delta is built, checked, and holds the publish permit), `xSync`, `xTruncate` (VACUUM),
+//! `FCNTL_COMMIT_PHASETWO` (publish: cannot fail), `xUnlock`. An unlock without phase two drops
+//! what was frozen: a rollback.
+//!
+//! Opening: a connection's [`Link`] is registered under a number, and the number is the file
+//! name that SQLite is given; a client's text never reaches `xOpen`. No shared memory is offered,
+//! so SQLite itself declines WAL.
+//!
+//! *Invariant*: nothing here waits while the publish permit is held; `xLock` never waits; a panic
+//! never crosses into C; a main database opens only under the number of its own link, once.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use rusqlite::ffi;
+
+use crate::pages::{Freeze, Frozen, PagesError, Snapshot};
+
+use super::link::{Link, View};
+use super::temp::TempFile;
+
+/// The name that the VFS is registered under.
+pub const VFS_NAME: &str = "quire";
+
+/// Where the pager reads the 16 bytes that tell it whether its cache is still valid.
+const PROBE_OFFSET: i64 = 24;
+const PROBE_BYTES: usize = 16;
+
+static LINKS: LazyLock<Mutex<HashMap<u64, Arc<Link>>>> = LazyLock::new(Mutex::default);
+static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
+static REGISTERED: LazyLock<bool> = LazyLock::new(register);
+
+/// Makes a link openable once; returns the file name to open.
+pub fn announce(link: Arc<Link>) -> String {
+    let id = NEXT_LINK.fetch_add(1, Ordering::Relaxed);
+    LINKS.lock().insert(id, link);
+    id.to_string()
+}
+
+/// Takes back what was announced, if nobody opened it.
+pub fn withdraw(name: &str) {
+    if let Ok(id) = name.parse::<u64>() {
+        LINKS.lock().remove(&id);
+    }
+}
+
+/// Registers the VFS with SQLite, once in a process. Whether that worked.
+pub fn ensure_registered() -> bool {
+    *REGISTERED
+}
+
+/// How many bytes of `sql` its first statement takes, with its `;`. `None` when SQLite cannot
+/// compile it.
+pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &str) -> Option<usize> {
+    let len = c_int::try_from(sql.len()).ok()?;
+    let start: *const c_char = sql.as_ptr().cast();
+    let mut statement = std::ptr::null_mut();
+    let mut tail = std::ptr::null();
+    // SAFETY: `sql` is `len` readable bytes for the whole call; the connection is open, and
+    // borrowed by this thread; the statement is finalized before anything else happens, null
+    // included.
+    let consumed = unsafe {
+        let db = connection.handle();
+        let code = ffi::sqlite3_prepare_v2(db, start, len, &raw mut statement, &raw mut tail);
+        ffi::sqlite3_finalize(statement);
+        if code != ffi::SQLITE_OK || tail.is_null() {
+            return None;
+        }
+        tail.offset_from(start)
+    };
+    usize::try_from(consumed).ok().filter(|bytes| *bytes <= sql.len())
+}
+
+/// What `last_insert_rowid()` says from now on.
+pub fn set_last_insert_rowid(connection: &rusqlite::Connection, rowid: i64) {
+    // SAFETY: the connection is open and borrowed by this thread.
+    unsafe { ffi::sqlite3_set_last_insert_rowid(connection.handle(), rowid) }
+}
+
+/// What a connection has changed since it was opened.
+pub struct Counts {
+    /// `sqlite3_last_insert_rowid`.
+    pub last_insert_rowid: i64,
+    /// `sqlite3_changes64`.
+    pub changes: i64,
+    /// `sqlite3_total_changes64`.
+    pub total_changes: i64,
+}
+
+/// The counts of the connection that a function is being called on.
+pub fn counts_of(context: &rusqlite::functions::Context<'_>) -> rusqlite::Result<Counts> {
+    // SAFETY: the connection is only asked for its counts; nothing is prepared, run or closed.
+    let connection = unsafe { context.get_connection()? };
+    Ok(Counts {
+        last_insert_rowid: connection.last_insert_rowid(),
+        changes: i64::try_from(connection.changes()).unwrap_or(i64::MAX),
+        total_changes: i64::try_from(connection.total_changes()).unwrap_or(i64::MAX),
+    })
+}
+
+// ---- files
+
+/// The database file of one connection.
+struct MainFile {
+    link: Arc<Link>,
+    level: c_int,
+    snapshot: Option<Snapshot>,
+    written: Option<Freeze>,
+    written_bytes: u64,
+    frozen: Option<Frozen>,
+    /// The store, version and epoch that the pager's cache belongs to.
+    cached: Option<(usize, u64, u64)>,
+}
+
+enum File {
+    Main(MainFile),
+    Temp(TempFile),
+}
+
+type Code = Result<(), c_int>;
+
+impl MainFile {
+    fn new(link: Arc<Link>) -> MainFile {
+        MainFile {
+            link,
+            level: ffi::SQLITE_LOCK_NONE,
+            snapshot: None,
+            written: None,
+            written_bytes: 0,
+            frozen: None,
+            cached: None,
+        }
+    }
+
+    fn fail(&self, error: PagesError) -> c_int {
+        let code = match &error {
+            PagesError::Damaged { .. } => ffi::SQLITE_CORRUPT,
+            PagesError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                ffi::SQLITE_FULL
+            }
+            _ => ffi::SQLITE_IOERR,
+        };
+        self.link.note_error(error);
+        code
+    }
+
+    fn take_snapshot(&self) -> Result<Snapshot, c_int> {
+        let store = self.link.store();
+        let taken = match self.link.view() {
+            View::Head => store.snapshot_head(),
+            View::Applied => store.snapshot_applied(),
+        };
+        taken.map_err(|error| self.fail(error))
+    }
+
+    /// Runs `with` on the snapshot of the open transaction, or on a passing one.
+    fn with_snapshot<T>(
+        &self,
+        with: impl FnOnce(&Snapshot) -> Result<T, PagesError>,
+    ) -> Result<T, c_int> {
+        match &self.snapshot {
+            Some(snapshot) => with(snapshot),
+            None => with(&self.take_snapshot()?),
+        }
+        .map_err(|error| self.fail(error))
+    }
+
+    fn page_of(&self, offset: i64) -> Result<(u32, usize), c_int> {
+        let page_size = i64::try_from(self.link.page_size()).map_err(|_| ffi::SQLITE_IOERR)?;
+        let page = u32::try_from(offset / page_size + 1).map_err(|_| ffi::SQLITE_IOERR)?;
+        let within = usize::try_from(offset % page_size).map_err(|_| ffi::SQLITE_IOERR)?;
+        Ok((page, within))
+    }
+
+    /// Reads; `false` when the file ends before, and the buffer was filled with zeros.
+    fn read(&mut self, offset: i64, out: &mut [u8]) -> Result<bool, c_int> {
+        let (page, within) = self.page_of(offset)?;
+        let end = within + out.len();
+        if end > self.link.page_size() {
+            return Err(ffi::SQLITE_IOERR_READ);
+        }
+        let written = self.written.as_ref().and_then(|w| w.pages.get(&page));
+        let found = match written {
+            Some(bytes) => {
+                out.copy_from_slice(&bytes[within..end]);
+                true
+            }
+            None => self.with_snapshot(|snapshot| snapshot.read(page, within, out))?,
+        };
+        if !found {
+            out.fill(0);
+            return Ok(false);
+        }
+        if offset == PROBE_OFFSET && out.len() == PROBE_BYTES {
+            self.answer_probe(out);
+        }
+        Ok(true)
+    }
+
+    /// The pager asks whether its cache is valid by reading 16 bytes that every commit changes.
+    /// After a rewind another history can have the same ones: so they are inverted once whenever
+    /// the version or epoch is not the one the cache was filled from, which resets the cache.
+    fn answer_probe(&mut self, out: &mut [u8]) {
+        let Some(snapshot) = &self.snapshot else { return };
+        let store = Arc::as_ptr(snapshot.store()).addr();
+        let now = Some((store, snapshot.point().version, snapshot.epoch()));
+        if self.cached != now {
+            for byte in out {
+                *byte = !*byte;
+            }
+        }
+        self.cached = now;
+    }
+
+    fn write(&mut self, offset: i64, data: &[u8]) -> Code {
+        let (page, within) = self.page_of(offset)?;
+        if self.level < ffi::SQLITE_LOCK_RESERVED || within != 0 {
+            return Err(ffi::SQLITE_IOERR_WRITE);
+        }
+        if data.len() != self.link.page_size() {
+            return Err(self.fail(PagesError::Refused("a write that is not one whole page")));
+        }
+        let page_count = self.page_count()?;
+        let written =
+            self.written.get_or_insert_with(|| Freeze { page_count, ..Freeze::default() });
+        if written.pages.insert(page, data.into()).is_none() {
+            self.written_bytes += data.len() as u64;
+            if self.written_bytes > self.link.transaction_bytes_max() {
+                return Err(ffi::SQLITE_FULL);
+            }
+        }
+        written.page_count = written.page_count.max(page);
+        Ok(())
+    }
+
+    fn truncate(&mut self, size: i64) -> Code {
+        if self.level < ffi::SQLITE_LOCK_RESERVED {
+            return Err(ffi::SQLITE_IOERR_TRUNCATE);
+        }
+        let (next_page, _) = self.page_of(size)?;
+        let page_count = next_page - 1;
+        if let Some(frozen) = &self.frozen {
+            // VACUUM cuts the file between the two phases, to the size that page 1 announced.
+            if frozen.point().page_count != page_count {
+                self.link.stop_node("a transaction cut the file to another size than it announced");
+                return Err(ffi::SQLITE_IOERR_TRUNCATE);
+            }
+            return Ok(());
+        }
+        let now = self.page_count()?;
+        let written =
+            self.written.get_or_insert_with(|| Freeze { page_count: now, ..Freeze::default() });
+        written.page_count = page_count;
+        written.pages.retain(|page, _| *page <= page_count);
+        Ok(())
+    }
+
+    fn page_count(&self) -> Result<u32, c_int> {
+        match (&self.written, &self.snapshot) {
+            (Some(written), _) => Ok(written.page_count),
+            (None, Some(snapshot)) => Ok(snapshot.point().page_count),
+            (None, None) => Ok(self.take_snapshot()?.point().page_count),
+        }
+    }
+
+    fn lock(&mut self, level: c_int) -> Code {
+        if self.level == ffi::SQLITE_LOCK_NONE && level >= ffi::SQLITE_LOCK_SHARED {
+            let snapshot = self.take_snapshot()?;
+            self.link.note_seen(&snapshot);
+            self.snapshot = Some(snapshot);
+            self.level = ffi::SQLITE_LOCK_SHARED;
+        }
+        if level >= ffi::SQLITE_LOCK_RESERVED && self.level < ffi::SQLITE_LOCK_RESERVED {
+            if self.link.view() == View::Applied {
+                return Err(ffi::SQLITE_READONLY);
+            }
+            if !self.link.may_write() {
+                return Err(ffi::SQLITE_BUSY);
+            }
+            let stands = self
+                .snapshot
+                .as_ref()
+                .is_some_and(|s| s.check().is_ok() && s.point() == s.store().head());
+            if !stands {
+                return Err(ffi::SQLITE_BUSY_SNAPSHOT);
+            }
+        }
+        self.level = self.level.max(level);
+        Ok(())
+    }
+
+    fn unlock(&mut self, level: c_int) {
+        if level <= ffi::SQLITE_LOCK_SHARED && self.level >= ffi::SQLITE_LOCK_RESERVED {
+            // Not published: a rollback.
+            self.frozen = None;
+            self.written = None;
+            self.written_bytes = 0;
+        }
+        if level == ffi::SQLITE_LOCK_NONE {
+            self.snapshot = None;
+        }
+        self.level = level;
+    }
+
+    /// FCNTL_SYNC: the transaction is complete; from here on it can only be published or dropped.
+    fn freeze(&mut self) -> Code {
+        let (Some(written), Some(snapshot)) = (&mut self.written, &self.snapshot) else {
+            return Ok(());
+        };
+        if let Some(first) = written.pages.get(&1)
+            && let Some(bytes) = first.get(28..32)
+        {
+            // VACUUM announces here the size it will cut the file to.
+            let mut count = [0; 4];
+            count.copy_from_slice(bytes);
+            written.page_count = u32::from_be_bytes(count);
+        }
+        let frozen = snapshot.store().freeze(snapshot, written);
+        self.frozen = frozen.map_err(|error| self.fail(error))?;
+        Ok(())
+    }
+
+    /// FCNTL_COMMIT_PHASETWO: cannot fail. Without FCNTL_SYNC before it there is nothing to do.
+    fn publish(&mut self) {
+        self.written_bytes = 0;
+        // Pages that were written but equal to the old ones replicate nothing.
+        let Some(frozen) = self.frozen.take() else {
+            self.written = None;
+            return;
+        };
+        self.written = None;
+        let Some(store) = self.snapshot.as_ref().map(|s| s.store().clone()) else { return };
+        let (snapshot, waiting) = store.publish(frozen);
+        let address = Arc::as_ptr(&store).addr();
+        self.cached = Some((address, snapshot.point().version, snapshot.epoch()));
+        self.link.note_published(&snapshot, waiting);
+        self.snapshot = Some(snapshot);
+    }
+}
+
+// ---- SQLite's interface
+
+/// What SQLite allocates for an open file; the first field is SQLite's own.
+#[repr(C)]
+struct RawFile {
+    base: ffi::sqlite3_file,
+    file: *mut File,
+}
+
+/// The file behind SQLite's pointer.
+///
+/// # Safety
+/// `raw` must be a file that [`x_open`] opened and [`x_close`] has not closed; SQLite calls the
+/// methods of one file from one thread at a time.
+unsafe fn file<'a>(raw: *mut ffi::sqlite3_file) -> &'a mut File {
+    // SAFETY: by the contract above `file` points to the box that x_open leaked.
+    unsafe { &mut *(*raw.cast::<RawFile>()).file }
+}
+
+fn guard(call: impl FnOnce() -> Code) -> c_int {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(())) => ffi::SQLITE_OK,
+        Ok(Err(code)) => code,
+        Err(_) => {
+            tracing::error!("a panic in the virtual file system; the statement fails");
+            ffi::SQLITE_INTERNAL
+        }
+    }
+}
+
+unsafe extern "C" fn x_open(
+    _: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    raw: *mut ffi::sqlite3_file,
+    flags: c_int,
+    flags_out: *mut c_int,
+) -> c_int {
+    // SAFETY: SQLite hands over szOsFile bytes for `raw`, a null or NUL-terminated `name`, and a
+    // null or valid `flags_out`. A null pMethods tells it not to close a file that did not open.
+    unsafe { (*raw).pMethods = std::ptr::null() };
+    guard(|| {
+        let opened = if flags & ffi::SQLITE_OPEN_MAIN_DB != 0 && !name.is_null() {
+            // SAFETY: as above.
+            let name = unsafe { CStr::from_ptr(name) };
+            let id = name.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+            let link = id.and_then(|id| LINKS.lock().remove(&id));
+            File::Main(MainFile::new(link.ok_or(ffi::SQLITE_CANTOPEN)?))
+        } else if name.is_null() {
+            File::Temp(TempFile::new())
+        } else {
+            return Err(ffi::SQLITE_CANTOPEN);
+        };
+        // SAFETY: as above; the box is given back in x_close.
+        unsafe {
+            (*raw.cast::<RawFile>()).file = Box::into_raw(Box::new(opened));
+            (*raw).pMethods = &raw const METHODS;
+            if !flags_out.is_null() {
+                *flags_out = flags;
+            }
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn x_close(raw: *mut ffi::sqlite3_file) -> c_int {
+    guard(|| {
+        // SAFETY: the box of x_open, given back exactly once.
+        unsafe {
+            drop(Box::from_raw((*raw.cast::<RawFile>()).file));
+            (*raw).pMethods = std::ptr::null();
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn x_read(
+    raw: *mut ffi::sqlite3_file,
+    buffer: *mut c_void,
+    amount: c_int,
+    offset: i64,
+) -> c_int {
+    guard(|| {
+        let len = usize::try_from(amount).map_err(|_| ffi::SQLITE_IOERR_READ)?;
+        // SAFETY: SQLite's buffer has `amount` bytes; the file is open.
+        let (out, file) =
+            unsafe { (std::slice::from_raw_parts_mut(buffer.cast::<u8>(), len), file(raw)) };
+        let whole = match file {
+            File::Main(main) => main.read(offset, out)?,
+            File::Temp(temp) => temp.read(offset, out)?,
+        };
+        if whole { Ok(()) } else { Err(ffi::SQLITE_IOERR_SHORT_READ) }
+    })
+}
+
+unsafe extern "C" fn x_write(
+    raw: *mut ffi::sqlite3_file,
+    buffer: *const c_void,
+    amount: c_int,
+    offset: i64,
+) -> c_int {
+    guard(|| {
+        let len = usize::try_from(amount).map_err(|_| ffi::SQLITE_IOERR_WRITE)?;
+        // SAFETY: SQLite's buffer has `amount` bytes; the file is open.
+        let (data, file) =
+            unsafe { (std::slice::from_raw_parts(buffer.cast::<u8>(), len), file(raw)) };
+        match file {
+            File::Main(main) => main.write(offset, data),
+            File::Temp(temp) => temp.write(offset, data),
+        }
+    })
+}
+
+unsafe extern "C" fn x_truncate(raw: *mut ffi::sqlite3_file, size: i64) -> c_int {
+    // SAFETY: the file is open.
+    guard(|| match unsafe { file(raw) } {
+        File::Main(main) => main.truncate(size),
+        File::Temp(temp) => temp.truncate(size),
+    })
+}
+
+unsafe extern "C" fn x_sync(_: *mut ffi::sqlite3_file, _: c_int) -> c_int {
+    // Durability is the Raft log's.
+    ffi::SQLITE_OK
+}
+
+unsafe extern "C" fn x_file_size(raw: *mut ffi::sqlite3_file, out: *mut i64) -> c_int {
+    guard(|| {
+        // SAFETY: the file is open.
+        let size = match unsafe { file(raw) } {
+            File::Main(main) => {
+                let page_size = i64::try_from(main.link.page_size()).unwrap_or(0);
+                i64::from(main.page_count()?) * page_size
+            }
+            File::Temp(temp) => temp.size(),
+        };
+        // SAFETY: SQLite's pointer is valid.
+        unsafe { *out = size };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn x_lock(raw: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    // SAFETY: the file is open.
+    guard(|| match unsafe { file(raw) } {
+        File::Main(main) => main.lock(level),
+        File::Temp(_) => Ok(()),
+    })
+}
+
+unsafe extern "C" fn x_unlock(raw: *mut ffi::sqlite3_file, level: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: the file is open.
+        if let File::Main(main) = unsafe { file(raw) } {
+            main.unlock(level);
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn x_check_reserved_lock(raw: *mut ffi::sqlite3_file, out: *mut c_int) -> c_int {
+    guard(|| {
+        // A hot journal is what SQLite would look for; there is none, ever.
+        // SAFETY: the file is open and SQLite's pointer is valid.
+        unsafe {
+            *out = match file(raw) {
+                File::Main(main) => c_int::from(main.level >= ffi::SQLITE_LOCK_RESERVED),
+                File::Temp(_) => 0,
+            };
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn x_file_control(
+    raw: *mut ffi::sqlite3_file,
+    operation: c_int,
+    _: *mut c_void,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the file is open.
+        let File::Main(main) = (unsafe { file(raw) }) else {
+            return Err(ffi::SQLITE_NOTFOUND);
+        };
+        match operation {
+            ffi::SQLITE_FCNTL_SYNC => main.freeze(),
+            ffi::SQLITE_FCNTL_COMMIT_PHASETWO => {
+                main.publish();
+                Ok(())
+            }
+            _ => Err(ffi::SQLITE_NOTFOUND),
+        }
+    })
+}
+
+unsafe extern "C" fn x_sector_size(_: *mut ffi::sqlite3_file) -> c_int {
+    4096
+}
+
+unsafe extern "C" fn x_device_characteristics(_: *mut ffi::sqlite3_file) -> c_int {
+    ffi::SQLITE_IOCAP_ATOMIC
+        | ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE
+        | ffi::SQLITE_IOCAP_SAFE_APPEND
+        | ffi::SQLITE_IOCAP_SEQUENTIAL
+}
+
+static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
+    iVersion: 1,
+    xClose: Some(x_close),
+    xRead: Some(x_read),
+    xWrite: Some(x_write),
+    xTruncate: Some(x_truncate),
+    xSync: Some(x_sync),
+    xFileSize: Some(x_file_size),
+    xLock: Some(x_lock),
+    xUnlock: Some(x_unlock),
+    xCheckReservedLock: Some(x_check_reserved_lock),
+    xFileControl: Some(x_file_control),
+    xSectorSize: Some(x_sector_size),
+    xDeviceCharacteristics: Some(x_device_characteristics),
+    xShmMap: None,
+    xShmLock: None,
+    xShmBarrier: None,
+    xShmUnmap: None,
+    xFetch: None,
+    xUnfetch: None,
+};
+
+unsafe extern "C" fn x_delete(_: *mut ffi::sqlite3_vfs, _: *const c_char, _: c_int) -> c_int {
+    ffi::SQLITE_OK
+}
+
+unsafe extern "C" fn x_access(
+    _: *mut ffi::sqlite3_vfs,
+    _: *const c_char,
+    _: c_int,
+    out: *mut c_int,
+) -> c_int {
+    // No journal, no WAL: nothing lies beside a database.
+    // SAFETY: SQLite's pointer is valid.
+    unsafe { *out = 0 };
+    ffi::SQLITE_OK
+}
+
+unsafe extern "C" fn x_full_pathname(
+    _: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    size: c_int,
+    out: *mut c_char,
+) -> c_int {
+    guard(|| {
+        let size = usize::try_from(size).map_err(|_| ffi::SQLITE_CANTOPEN)?;
+        // SAFETY: `name` is NUL-terminated and `out` has `size` bytes.
+        unsafe {
+            let bytes = CStr::from_ptr(name).to_bytes_with_nul();
+            if bytes.len() > size {
+                return Err(ffi::SQLITE_CANTOPEN);
+            }
+            std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), out, bytes.len());
+        }
+        Ok(())
+    })
+}
+
+/// Registers the VFS, with randomness, sleep and time from SQLite's own.
+fn register() -> bool {
+    // SAFETY: sqlite3_vfs_find returns null or a VFS that lives as long as the process; the
+    // structure that is registered is leaked, so it does too.
+    unsafe {
+        let own = ffi::sqlite3_vfs_find(std::ptr::null());
+        if own.is_null() {
+            return false;
+        }
+        let Ok(name) = CString::new(VFS_NAME) else { return false };
+        let mut vfs: ffi::sqlite3_vfs = std::mem::zeroed();
+        vfs.iVersion = 2;
+        vfs.szOsFile = c_int::try_from(size_of::<RawFile>()).unwrap_or(c_int::MAX);
+        vfs.mxPathname = 64;
+        vfs.zName = name.into_raw();
+        vfs.xOpen = Some(x_open);
+        vfs.xDelete = Some(x_delete);
+        vfs.xAccess = Some(x_access);
+        vfs.xFullPathname = Some(x_full_pathname);
+        vfs.xRandomness = (*own).xRandomness;
+        vfs.xSleep = (*own).xSleep;
+        vfs.xCurrentTime = (*own).xCurrentTime;
+        vfs.xCurrentTimeInt64 = (*own).xCurrentTimeInt64;
+        vfs.xGetLastError = (*own).xGetLastError;
+        let leaked = Box::into_raw(Box::new(vfs));
+        ffi::sqlite3_vfs_register(leaked, 0) == ffi::SQLITE_OK
+    }
+}
