@@ -226,16 +226,15 @@ impl DiskFile for RealFile {
 
     fn sqlite_lock(&self, level: SqliteLock) -> io::Result<()> {
         match level {
-            SqliteLock::Unlocked => {
-                self.lock_bytes(libc::F_UNLCK, PENDING_BYTE, SHARED_BYTES + 2)
-            }
+            SqliteLock::Unlocked => self.lock_bytes(libc::F_UNLCK, PENDING_BYTE, SHARED_BYTES + 2),
             SqliteLock::Reserved => {
                 self.lock_bytes(libc::F_WRLCK, RESERVED_BYTE, 1)?;
                 self.lock_bytes(libc::F_UNLCK, PENDING_BYTE, 1)?;
                 self.lock_bytes(libc::F_UNLCK, SHARED_FIRST, SHARED_BYTES)
             }
             SqliteLock::Exclusive => {
-                // PENDING first: it keeps new readers out, so that the present ones drain.
+                // PENDING first: it keeps new readers out, so that the present ones drain; it stays
+                // where the last call fails, and asking for Reserved gives it back.
                 self.lock_bytes(libc::F_WRLCK, RESERVED_BYTE, 1)?;
                 self.lock_bytes(libc::F_WRLCK, PENDING_BYTE, 1)?;
                 self.lock_bytes(libc::F_WRLCK, SHARED_FIRST, SHARED_BYTES)
