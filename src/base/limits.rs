@@ -42,3 +42,43 @@ pub const IDLE_WRITER_MAX: Duration = Duration::from_secs(3);
 
 const _: () = assert!(IDLE_WRITER_MAX.as_millis() < BUSY_TIMEOUT.as_millis());
 const _: () = assert!(ENTRY_BYTES_MAX < LOG_SEGMENT_BYTES as usize / 2);
+
+/// The body of a frame between nodes is at most this large: one read of the log, and whatever
+/// surrounds its entries.
+pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
+
+/// How many append requests one replication stream has in flight.
+pub const PEER_APPENDS_IN_FLIGHT_MAX: usize = 64;
+
+/// A replication stream takes no further request while this many bytes wait to be written.
+pub const PEER_QUEUE_BYTES_MAX: usize = 1 << 20;
+
+/// How many requests of the request channel one connection has in flight.
+pub const PEER_REQUESTS_IN_FLIGHT_MAX: usize = 1024;
+
+/// A connection to a peer, hello included, stands within this time or not at all.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A peer that leaves an append unanswered this long is taken for gone: the connection is closed.
+/// Longer than any fsync that one would wait for, shorter than a person's patience.
+pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// A side of a snapshot transfer that says nothing this long is taken for gone; it may be
+/// verifying and syncing a large database at the end.
+pub const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// A chunk of pages of a snapshot is at most this large, before compression.
+pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// How many chunks of a snapshot are on their way to the receiver.
+pub const SNAPSHOT_CHUNKS_IN_FLIGHT_MAX: usize = 8;
+
+/// The hashes of this many pages of a snapshot are offered at a time.
+pub const SNAPSHOT_HASHES_MAX: u32 = 4096;
+
+/// What a state machine may say of one database of a snapshot, beside its pages.
+pub const SNAPSHOT_ABOUT_BYTES_MAX: usize = 64 << 10;
+
+const _: () = assert!(LOG_READ_BYTES_MAX + ENTRY_BYTES_MAX < PEER_FRAME_BYTES_MAX);
+const _: () = assert!(SNAPSHOT_CHUNK_BYTES_MAX * 2 < PEER_FRAME_BYTES_MAX);
+const _: () = assert!(SNAPSHOT_CHUNK_BYTES_MAX >= 1 << 16, "a chunk holds the largest page");

@@ -1,0 +1,158 @@
+//! The membership in bytes: the payload of a membership entry of the log, and a part of what a
+//! snapshot says of itself. Drawn in docs/format.md, "Membership entry".
+//!
+//! Who may be a member, and what its roles are, is decided elsewhere.
+//!
+//! *Invariant*: equal memberships have equal bytes (sets are written in ascending order, and any
+//! other order is refused), and every voter has an address.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::fields::{Malformed, Reader, put_log_id_option, put_text};
+use super::types::{Membership, Peer, StoredMembership, log_id, raft_log_id};
+
+/// The layout written by this build.
+const LAYOUT: u8 = 1;
+
+/// A membership as the payload of its entry.
+pub fn encode_membership(membership: &Membership) -> Bytes {
+    let mut out = BytesMut::with_capacity(256);
+    put_membership(&mut out, membership);
+    out.freeze()
+}
+
+/// The membership in an entry's payload.
+pub fn decode_membership(bytes: Bytes) -> Result<Membership, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let membership = read_membership(&mut reader)?;
+    reader.finish("membership")?;
+    Ok(membership)
+}
+
+/// Writes a membership with the place of its entry.
+pub fn put_stored_membership(out: &mut impl BufMut, stored: &StoredMembership) {
+    put_log_id_option(out, stored.log_id().as_ref().map(log_id));
+    put_membership(out, stored.membership());
+}
+
+/// Reads what [`put_stored_membership`] wrote.
+pub fn read_stored_membership(reader: &mut Reader) -> Result<StoredMembership, Malformed> {
+    let id = reader.log_id_option("membership log id")?;
+    let membership = read_membership(reader)?;
+    Ok(StoredMembership::new(id.map(raft_log_id), membership))
+}
+
+fn put_membership(out: &mut impl BufMut, membership: &Membership) {
+    out.put_u8(LAYOUT);
+    let configs = membership.get_joint_config();
+    out.put_u32_le(configs.len() as u32);
+    for voters in configs {
+        out.put_u32_le(voters.len() as u32);
+        for id in voters {
+            out.put_u64_le(*id);
+        }
+    }
+    let nodes: Vec<_> = membership.nodes().collect();
+    out.put_u32_le(nodes.len() as u32);
+    for (id, peer) in nodes {
+        out.put_u64_le(*id);
+        put_text(out, &peer.address);
+    }
+}
+
+fn read_membership(reader: &mut Reader) -> Result<Membership, Malformed> {
+    if reader.u8("membership layout")? != LAYOUT {
+        return Err(Malformed("membership layout"));
+    }
+    let mut configs = Vec::new();
+    for _ in 0..reader.count(4, "membership configurations")? {
+        let mut voters = BTreeSet::new();
+        for _ in 0..reader.count(8, "voters")? {
+            let id = reader.u64("voter")?;
+            ascending(voters.last(), id)?;
+            voters.insert(id);
+        }
+        configs.push(voters);
+    }
+    let mut nodes = BTreeMap::new();
+    for _ in 0..reader.count(10, "members")? {
+        let id = reader.u64("member")?;
+        ascending(nodes.keys().next_back(), id)?;
+        nodes.insert(id, Peer { address: reader.text("member's address")? });
+    }
+    if configs.is_empty() && nodes.is_empty() {
+        // A node that has not met its cluster yet; openraft knows it as the default only.
+        return Ok(Membership::default());
+    }
+    Membership::new(configs, nodes).map_err(|_| Malformed("membership"))
+}
+
+fn ascending(last: Option<&u64>, next: u64) -> Result<(), Malformed> {
+    match last {
+        Some(last) if *last >= next => Err(Malformed("order of members")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Membership {
+        let nodes = BTreeMap::from([
+            (1, Peer { address: "a:1".to_owned() }),
+            (2, Peer { address: "b:2".to_owned() }),
+            (9, Peer { address: String::new() }),
+        ]);
+        Membership::new(vec![BTreeSet::from([1, 2])], nodes).unwrap()
+    }
+
+    /// The golden bytes of docs/format.md.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let mut expected = vec![1];
+        expected.extend([1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([3, 0, 0, 0]);
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'a', b':', b'1']);
+        expected.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'b', b':', b'2']);
+        expected.extend([9, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(encode_membership(&sample()), expected);
+        assert_eq!(decode_membership(expected.into()).unwrap(), sample());
+    }
+
+    #[test]
+    fn the_membership_of_a_node_without_a_cluster() {
+        let empty = Membership::default();
+        assert_eq!(decode_membership(encode_membership(&empty)).unwrap(), empty);
+    }
+
+    #[test]
+    fn a_voter_without_an_address_is_refused() {
+        let mut bytes = BytesMut::new();
+        bytes.put_u8(LAYOUT);
+        bytes.put_u32_le(1);
+        bytes.put_u32_le(1);
+        bytes.put_u64_le(5);
+        bytes.put_u32_le(0);
+        assert!(decode_membership(bytes.freeze()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_refused_or_read(bytes: Vec<u8>) {
+            let _ = decode_membership(bytes.into());
+        }
+
+        #[test]
+        fn damaged_bytes_are_refused_or_read(at in 0usize..60, bit in 0u8..8) {
+            let mut bytes = encode_membership(&sample()).to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= 1 << bit;
+            let _ = decode_membership(bytes.into());
+        }
+    }
+}
