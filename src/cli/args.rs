@@ -11,6 +11,9 @@ use crate::node::config::{LogFormat, Override};
 
 use super::Failure;
 
+/// Where a client command looks for the cluster when it is not told.
+pub const DEFAULT_SERVER: &str = "127.0.0.1:9001";
+
 /// What every command takes.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LogArgs {
@@ -144,7 +147,7 @@ pub struct ServerArgs {
         value_name = "ADDRESSES",
         env = "QUIRE_SERVER",
         value_delimiter = ',',
-        default_value = "127.0.0.1:9001"
+        default_value = DEFAULT_SERVER
     )]
     pub server: Vec<String>,
 }

@@ -7,14 +7,16 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 
-use super::args::{LogArgs, ServerArgs};
+use super::args::{DEFAULT_SERVER, LogArgs};
 use super::{Failure, ask, logging, runtime, say};
 
 /// `quire health`.
 #[derive(Clone, Debug, Args)]
 pub struct HealthArgs {
-    #[command(flatten)]
-    server: ServerArgs,
+    /// Addresses of the nodes to ask [default: this machine's node: $QUIRE_ADDRESS, or
+    /// 127.0.0.1:9001]
+    #[arg(long, value_name = "ADDRESSES", env = "QUIRE_SERVER", value_delimiter = ',')]
+    server: Vec<String>,
     /// How long each node has to answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 3)]
     timeout: u64,
@@ -24,7 +26,12 @@ pub struct HealthArgs {
 pub fn run(args: &HealthArgs, log: &LogArgs) -> Result<(), Failure> {
     logging::start_client(log)?;
     let within = Duration::from_secs(args.timeout);
-    Ok(runtime()?.block_on(check(&args.server.server, within))?)
+    let mut addresses = args.server.clone();
+    if addresses.is_empty() {
+        addresses
+            .push(std::env::var("QUIRE_ADDRESS").unwrap_or_else(|_| DEFAULT_SERVER.to_owned()));
+    }
+    Ok(runtime()?.block_on(check(&addresses, within))?)
 }
 
 async fn check(addresses: &[String], within: Duration) -> anyhow::Result<()> {
