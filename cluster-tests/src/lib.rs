@@ -1,1 +1,368 @@
-//! Tests of Quire with real processes: see `tests/`.
+//! Tests of Quire with real processes: see `tests/`. This is what they stand on: a [`Cluster`] of
+//! `quire serve` processes on free ports of this machine, in a temporary directory, that can be
+//! killed, stopped, paused and started again one by one.
+//!
+//! The program is `$QUIRE_BIN`, or the one that was built beside the tests (built here, with the
+//! tests' profile, where it is not).
+//!
+//! It waits for conditions, with generous deadlines, and never for time to pass.
+//!
+//! *Invariant*: only processes started here get signals, each by its own id, and all are gone
+//! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
+
+use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take that should take a moment: this machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much of a node's log is printed when a test fails.
+const LOG_TAIL_BYTES: usize = 8 << 10;
+
+/// How a cluster is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many nodes.
+    pub nodes: usize,
+    /// More flags of `quire serve`, for every node.
+    pub flags: Vec<String>,
+    /// Variables of the environment, for every node.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Options {
+    /// `nodes` nodes with the default configuration.
+    pub fn new(nodes: usize) -> Options {
+        Options { nodes, flags: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Sets a key of every node's configuration.
+    pub fn set(mut self, key: &str, value: &str) -> Options {
+        self.flags.extend(["--set".to_owned(), format!("{key}={value}")]);
+        self
+    }
+}
+
+/// A running cluster; nodes are numbered from 1, as their ids are.
+pub struct Cluster {
+    options: Options,
+    dir: Option<tempfile::TempDir>,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    id: usize,
+    address: String,
+    dir: PathBuf,
+    child: Option<Child>,
+    paused: bool,
+}
+
+impl Cluster {
+    /// Starts a cluster of `nodes` nodes and waits until all of them know the leader.
+    pub async fn start(nodes: usize) -> Result<Cluster> {
+        Cluster::start_with(Options::new(nodes)).await
+    }
+
+    /// The same with options.
+    pub async fn start_with(options: Options) -> Result<Cluster> {
+        let cluster = Cluster::launch(options)?;
+        cluster.wait_for_leader().await?;
+        Ok(cluster)
+    }
+
+    /// Starts the processes and does not wait for anything.
+    pub fn launch(options: Options) -> Result<Cluster> {
+        let dir = tempfile::tempdir()?;
+        let node = |(id, port): (usize, u16)| Node {
+            id,
+            address: format!("127.0.0.1:{port}"),
+            dir: dir.path().join(id.to_string()),
+            child: None,
+            paused: false,
+        };
+        let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect();
+        let mut cluster = Cluster { options, dir: Some(dir), nodes };
+        for id in 1..=cluster.options.nodes {
+            cluster.restart(id)?;
+        }
+        Ok(cluster)
+    }
+
+    /// The addresses of all nodes, by id.
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.address.clone()).collect()
+    }
+
+    /// The address of node `id`.
+    pub fn address(&self, id: usize) -> &str {
+        &self.node(id).address
+    }
+
+    /// All addresses as the client commands take them.
+    pub fn servers(&self) -> String {
+        self.addresses().join(",")
+    }
+
+    /// The data directory of node `id`.
+    pub fn dir(&self, id: usize) -> &Path {
+        &self.node(id).dir
+    }
+
+    /// The ids of the nodes that run and are not paused.
+    pub fn running(&self) -> Vec<usize> {
+        let runs = |node: &&Node| node.child.is_some() && !node.paused;
+        self.nodes.iter().filter(runs).map(|node| node.id).collect()
+    }
+
+    /// The process id of node `id`, if it runs.
+    pub fn pid(&self, id: usize) -> Option<u32> {
+        self.node(id).child.as_ref().map(Child::id)
+    }
+
+    /// Starts node `id` on the data that it has. Fine when it runs.
+    pub fn restart(&mut self, id: usize) -> Result<()> {
+        let others: Vec<String> =
+            self.nodes.iter().filter(|n| n.id != id).map(|n| n.address.clone()).collect();
+        let options = self.options.clone();
+        self.node_mut(id).spawn(&others, &options)
+    }
+
+    /// Kills node `id` (SIGKILL) and waits for its end.
+    pub fn kill(&mut self, id: usize) -> Result<()> {
+        self.node_mut(id).end(Signal::KILL).map(drop)
+    }
+
+    /// Kills all nodes that run, before waiting for any of them.
+    pub fn kill_all(&mut self) -> Result<()> {
+        for node in &self.nodes {
+            node.signal(Signal::KILL)?;
+        }
+        self.nodes.iter_mut().try_for_each(|node| node.end(Signal::KILL).map(drop))
+    }
+
+    /// Stops node `id` (SIGTERM), waits for its end and returns its exit code.
+    pub fn stop(&mut self, id: usize) -> Result<Option<i32>> {
+        self.node_mut(id).end(Signal::TERM)
+    }
+
+    /// Pauses node `id` (SIGSTOP).
+    pub fn pause(&mut self, id: usize) -> Result<()> {
+        let node = self.node_mut(id);
+        node.signal(Signal::STOP)?;
+        node.paused = true;
+        Ok(())
+    }
+
+    /// Lets a paused node go on (SIGCONT).
+    pub fn resume(&mut self, id: usize) -> Result<()> {
+        let node = self.node_mut(id);
+        node.signal(Signal::CONT)?;
+        node.paused = false;
+        Ok(())
+    }
+
+    /// Waits until all nodes that run agree on a leader that runs, and returns its id.
+    pub async fn wait_for_leader(&self) -> Result<usize> {
+        let what = format!("nodes {:?} to agree on a leader", self.running());
+        wait_for(&what, async || Ok(self.leader().await)).await
+    }
+
+    /// The leader that all nodes that run agree on, if there is one now.
+    pub async fn leader(&self) -> Option<usize> {
+        let mut found = None;
+        for id in self.running() {
+            let known = leader_known_to(self.address(id)).await?;
+            if found.as_ref().is_some_and(|other| *other != known) {
+                return None;
+            }
+            found = Some(known);
+        }
+        let found = found?;
+        let leader = self.nodes.iter().find(|node| node.address == found)?.id;
+        self.running().contains(&leader).then_some(leader)
+    }
+
+    /// Runs a `quire` command, `--server` with all addresses added, and returns what it printed.
+    pub fn quire(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(program()?);
+        let (name, rest) = arguments.split_first().context("no command")?;
+        command.arg(name).args(["--server", &self.servers()]).args(rest);
+        Ok(command.stdin(Stdio::null()).output()?)
+    }
+
+    /// The log of node `id` so far, all its lives together.
+    pub fn log(&self, id: usize) -> String {
+        let bytes = std::fs::read(self.node(id).log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn node(&self, id: usize) -> &Node {
+        let node = self.nodes.iter().find(|node| node.id == id);
+        node.unwrap_or_else(|| panic!("this cluster has no node {id}"))
+    }
+
+    fn node_mut(&mut self, id: usize) -> &mut Node {
+        let node = self.nodes.iter_mut().find(|node| node.id == id);
+        node.unwrap_or_else(|| panic!("this cluster has no node {id}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Err(error) = node.end(Signal::KILL) {
+                eprintln!("node {}: {error:#}", node.id);
+            }
+        }
+        if !std::thread::panicking() {
+            return;
+        }
+        for id in 1..=self.nodes.len() {
+            let log = self.log(id);
+            let mut from = log.len().saturating_sub(LOG_TAIL_BYTES);
+            while !log.is_char_boundary(from) {
+                from += 1;
+            }
+            eprintln!("---- the end of node {id}'s log\n{}", &log[from..]);
+        }
+        if let Some(dir) = self.dir.take() {
+            eprintln!("---- the nodes' directories are kept in {}", dir.keep().display());
+        }
+    }
+}
+
+impl Node {
+    fn log_path(&self) -> PathBuf {
+        self.dir.with_extension("log")
+    }
+
+    fn spawn(&mut self, others: &[String], options: &Options) -> Result<()> {
+        if let Some(child) = &mut self.child
+            && child.try_wait()?.is_none()
+        {
+            return Ok(());
+        }
+        let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let mut command = Command::new(program()?);
+        command.args(["serve", "--parent-pipe", "--id", &self.id.to_string()]);
+        command.arg("--dir").arg(&self.dir).args(["--address", &self.address]);
+        if self.id == 1 {
+            command.arg("--bootstrap");
+        } else {
+            command.args(["--join", &others.join(",")]);
+        }
+        command.args(&options.flags).envs(options.environment.iter().cloned());
+        // The pipe: should this process be killed, its nodes stop by themselves.
+        command.stdin(Stdio::piped()).stdout(duplicate(&log)?).stderr(duplicate(&log)?);
+        self.child = Some(command.spawn().with_context(|| format!("node {}", self.id))?);
+        self.paused = false;
+        Ok(())
+    }
+
+    /// Sends a signal, if the node runs.
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(child) = &self.child else { return Ok(()) };
+        let pid = Pid::from_raw(i32::try_from(child.id())?).context("no process id")?;
+        // Not waited for yet, so the id is its own, even if it has ended.
+        kill_process(pid, signal).with_context(|| format!("{signal:?} to node {}", self.id))
+    }
+
+    /// Ends the node by `signal` and returns its exit code, if it ran and ended by itself.
+    fn end(&mut self, signal: Signal) -> Result<Option<i32>> {
+        self.signal(signal)?;
+        if self.paused {
+            self.signal(Signal::CONT)?;
+        }
+        let Some(mut child) = self.child.take() else { return Ok(None) };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status.code());
+            }
+            if Instant::now() > deadline {
+                child.kill()?;
+                child.wait()?;
+                bail!("node {} did not end by {signal:?} and was killed", self.id);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn duplicate(file: &File) -> Result<Stdio> {
+    Ok(file.try_clone()?.into())
+}
+
+/// Asks `condition` again and again until it answers something; an error after [`PATIENCE`].
+pub async fn wait_for<T>(
+    what: &str,
+    mut condition: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = condition().await? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("waited {} s in vain for {what}", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The address of the leader that the node at `address` knows.
+pub async fn leader_known_to(address: &str) -> Option<String> {
+    let answer = quire::cli::ask::leader(address, Duration::from_secs(2)).await;
+    Some(answer.ok()??.address)
+}
+
+/// `count` ports that nobody listens on.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    // All held until all are found, so that they differ.
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+/// The `quire` program under test.
+pub fn program() -> Result<&'static Path> {
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match PROGRAM.get_or_init(|| find_program().map_err(|error| format!("{error:#}"))) {
+        Ok(path) => Ok(path),
+        Err(error) => Err(anyhow!("there is no program to test: {error}")),
+    }
+}
+
+fn find_program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("QUIRE_BIN") {
+        let path = PathBuf::from(path);
+        return if path.is_file() { Ok(path) } else { Err(anyhow!("QUIRE_BIN is {path:?}")) };
+    }
+    // A test is TARGET/PROFILE/deps/NAME, the program TARGET/PROFILE/quire. Cargo brings it up to
+    // date, quickly where it is.
+    let test = std::env::current_exe()?;
+    let profile_dir = test.ancestors().nth(2).context("where the tests are")?;
+    let profile = profile_dir.file_name().and_then(|name| name.to_str()).unwrap_or("debug");
+    let target = profile_dir.parent().context("where the tests are")?;
+    let profile = if profile == "debug" { "dev" } else { profile };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "quire", "--bin", "quire", "--profile", profile])
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status();
+    let path = profile_dir.join("quire");
+    match built {
+        Ok(status) if status.success() && path.is_file() => Ok(path),
+        _ => bail!("{path:?} could not be built; set QUIRE_BIN to a program"),
+    }
+}

@@ -1,0 +1,153 @@
+//! Arguments that several commands share.
+//!
+//! *Invariant*: an argument of one name means the same in every command.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::node::Config;
+use crate::node::config::{LogFormat, Override};
+
+use super::Failure;
+
+/// Where a client command looks for the cluster when it is not told.
+pub const DEFAULT_SERVER: &str = "127.0.0.1:9001";
+
+/// What every command takes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct LogArgs {
+    /// What is logged to stderr: error, warn, info, debug, trace, or directives such as
+    /// info,quire::raft=debug
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Logging")]
+    pub log_level: Option<String>,
+    /// How it is written
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Logging")]
+    pub log_format: Option<Format>,
+}
+
+/// How log events are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A line for people
+    Text,
+    /// A JSON object on a line
+    Json,
+}
+
+impl From<Format> for LogFormat {
+    fn from(format: Format) -> LogFormat {
+        match format {
+            Format::Text => LogFormat::Text,
+            Format::Json => LogFormat::Json,
+        }
+    }
+}
+
+impl LogArgs {
+    /// The same as flags of another `quire` process.
+    pub fn as_flags(&self) -> Vec<String> {
+        let mut flags = Vec::new();
+        if let Some(level) = &self.log_level {
+            flags.extend(["--log-level".to_owned(), level.clone()]);
+        }
+        if let Some(format) = self.log_format {
+            let name = if format == Format::Json { "json" } else { "text" };
+            flags.extend(["--log-format".to_owned(), name.to_owned()]);
+        }
+        flags
+    }
+}
+
+/// The configuration of a node, as flags.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NodeArgs {
+    /// Configuration file (TOML); the environment (QUIRE_...) and flags win over it
+    #[arg(long, value_name = "FILE", env = "QUIRE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Data directory
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<String>,
+    /// This node's id; 1 founds a cluster, and a node that joins without one is given one
+    #[arg(long, value_name = "ID")]
+    pub id: Option<u32>,
+    /// Where to listen, and what the others are told: host:port, the path of a Unix socket, @name
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<String>,
+    /// Members of the cluster to join
+    #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// Found a cluster if the data directory is empty
+    #[arg(long)]
+    pub bootstrap: bool,
+    /// Allow plain text on the network
+    #[arg(long)]
+    pub insecure: bool,
+    /// Any other key of the configuration, as in timeouts.busy=2s; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl NodeArgs {
+    /// File, environment and flags put on top of each other, and checked.
+    pub fn load(&self, log: &LogArgs) -> Result<Config, Failure> {
+        self.load_without(&[], log)
+    }
+
+    /// The same with some variables of the environment passed over.
+    pub fn load_without(&self, variables: &[&str], log: &LogArgs) -> Result<Config, Failure> {
+        let environment = std::env::vars_os()
+            .filter(|(name, _)| variables.iter().all(|skipped| name != skipped))
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            });
+        Ok(Config::load(self.config.as_deref(), environment, &self.overrides(log)?)?)
+    }
+
+    fn overrides(&self, log: &LogArgs) -> Result<Vec<Override>, Failure> {
+        let mut flags = Vec::new();
+        for text in &self.set {
+            flags.push(Override::parse(text)?);
+        }
+        if let Some(dir) = &self.dir {
+            flags.push(Override::new("--dir", "data_dir", dir.clone()));
+        }
+        if let Some(id) = self.id {
+            flags.push(Override::new("--id", "id", i64::from(id)));
+        }
+        if let Some(address) = &self.address {
+            flags.push(Override::new("--address", "address", address.clone()));
+        }
+        if !self.join.is_empty() {
+            flags.push(Override::new("--join", "join", self.join.clone()));
+        }
+        if self.bootstrap {
+            flags.push(Override::new("--bootstrap", "bootstrap", true));
+        }
+        if self.insecure {
+            flags.push(Override::new("--insecure", "insecure", true));
+        }
+        if let Some(level) = &log.log_level {
+            flags.push(Override::new("--log-level", "log.level", level.clone()));
+        }
+        if let Some(format) = log.log_format {
+            let name = if format == Format::Json { "json" } else { "text" };
+            flags.push(Override::new("--log-format", "log.format", name));
+        }
+        Ok(flags)
+    }
+}
+
+/// Where a client command finds the cluster.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArgs {
+    /// Addresses of members, any of them
+    #[arg(
+        long,
+        value_name = "ADDRESSES",
+        env = "QUIRE_SERVER",
+        value_delimiter = ',',
+        default_value = DEFAULT_SERVER
+    )]
+    pub server: Vec<String>,
+}
