@@ -49,6 +49,15 @@ impl Executor {
         Lane { shared, thread: Arc::new(Mutex::new(thread)) }
     }
 
+    /// Runs `work`, which may block for a short while, on this very thread, having told the
+    /// asynchronous runtime to move its other tasks away.
+    pub fn in_place<T>(self, work: impl FnOnce() -> T) -> T {
+        match self {
+            Executor::Inline => work(),
+            Executor::Threads => tokio::task::block_in_place(work),
+        }
+    }
+
     /// Runs `work`, which may block, without blocking the asynchronous runtime.
     /// `None` only when the runtime is shutting down or `work` panicked.
     pub async fn blocking<T: Send + 'static>(

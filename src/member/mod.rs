@@ -1,1 +1,243 @@
-//! (under construction)
+//! One member's core: the write pipeline, reads at their levels, sessions and the lifecycle of
+//! leadership. It has no doors: what clients and peers say arrives as calls.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`write`] | the write slot of a database, its write executor, the proposer |
+//! | `read` | quorum rounds and the lease |
+//! | `lead` | what happens when leadership comes and goes |
+//! | [`database`] | one database's slot, executor and pool of readers |
+//! | [`session`] | one client's statements, transactions and answers |
+//!
+//! *Invariant*: nobody is answered, with success or error, from a version above applied; one task
+//! alone appends to the log; a connection that has seen a dropped version is never used again.
+
+pub mod database;
+mod lead;
+mod read;
+pub mod session;
+pub mod write;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use tokio::sync::{Notify, watch};
+
+use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
+use crate::pages::{Catalog, PagesError};
+use crate::raft::{Command, Core, WriteFailure};
+use crate::sqlite::{SqlError, TempSpace};
+
+use database::Database;
+pub use lead::Leadership;
+pub use session::{ReadLevel, Session};
+
+/// How a member behaves.
+#[derive(Clone, Debug)]
+pub struct MemberOptions {
+    /// How long a writer waits for its turn.
+    pub busy_timeout: Duration,
+    /// An open transaction that is idle this long is rolled back.
+    pub idle_transaction_max: Duration,
+    /// ... and one that holds the write slot, after this long.
+    pub idle_writer_max: Duration,
+    /// Unacknowledged transactions of a database.
+    pub run_ahead_transactions_max: usize,
+    /// Bytes of them.
+    pub run_ahead_bytes_max: usize,
+    /// Bytes of pages that one transaction may write.
+    pub transaction_bytes_max: u64,
+    /// How long the leader's lease lasts after a quorum's last answer, drift taken off.
+    pub lease: Duration,
+    /// How long a commit or a quorum round may take before its outcome is unknown.
+    pub commit_timeout: Duration,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// SQLite refused.
+    #[error("{0}")]
+    Sql(SqlError),
+    /// This node does not lead; the request was certainly not executed.
+    #[error("not leader")]
+    NotLeader,
+    /// Leadership was lost on the way; whether the request was executed is not known.
+    #[error("leadership lost")]
+    LeadershipLost,
+    /// The write slot did not come free within the busy timeout.
+    #[error("database is locked")]
+    Busy,
+    /// Parameters are left over.
+    #[error("bind parameters")]
+    BindParameters,
+    /// A row came where none was expected.
+    #[error("rows yielded when none expected for EXEC request")]
+    RowsYielded,
+    /// Text follows the one statement that was expected.
+    #[error("nonempty statement tail")]
+    NonemptyTail,
+    /// There is no statement.
+    #[error("empty statement")]
+    EmptyStatement,
+    /// The client asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// The node is stopping or broken.
+    #[error("{0}")]
+    Stopped(String),
+}
+
+impl Failure {
+    /// What to do about it.
+    pub fn fate(&self) -> Fate {
+        match self {
+            Failure::NotLeader => Fate::RetryElsewhere,
+            Failure::LeadershipLost => Fate::OutcomeUnknown,
+            Failure::Busy => Fate::RetryHere,
+            Failure::Stopped(_) => Fate::RetryElsewhere,
+            _ => Fate::Reject,
+        }
+    }
+}
+
+impl From<SqlError> for Failure {
+    fn from(error: SqlError) -> Failure {
+        match &error.cause {
+            Some(PagesError::NotLeader | PagesError::Rewound) => Failure::NotLeader,
+            _ if error.primary() == rusqlite::ffi::SQLITE_INTERRUPT => Failure::Interrupted,
+            _ => Failure::Sql(error),
+        }
+    }
+}
+
+impl From<PagesError> for Failure {
+    fn from(error: PagesError) -> Failure {
+        match error {
+            PagesError::NotLeader | PagesError::Rewound => Failure::NotLeader,
+            other => Failure::Stopped(other.to_string()),
+        }
+    }
+}
+
+/// One member of the cluster.
+pub struct Member {
+    id: NodeId,
+    env: Env,
+    core: Core,
+    catalog: Arc<Catalog>,
+    options: MemberOptions,
+    space: Arc<TempSpace>,
+    databases: Mutex<BTreeMap<DatabaseId, Arc<Database>>>,
+    /// Wakes the proposer.
+    published: Arc<Notify>,
+    leadership: watch::Sender<Leadership>,
+    /// Wakes the task that follows the core.
+    reconfirmation: Notify,
+    reads: read::Rounds,
+}
+
+impl Member {
+    /// Puts a member together; its tasks run on the runtime that this is called from.
+    pub fn start(
+        id: NodeId,
+        env: Env,
+        core: Core,
+        catalog: Arc<Catalog>,
+        space: Arc<TempSpace>,
+        options: MemberOptions,
+    ) -> Arc<Member> {
+        let member = Arc::new(Member {
+            id,
+            env,
+            core,
+            catalog,
+            options,
+            space,
+            databases: Mutex::default(),
+            published: Arc::new(Notify::new()),
+            leadership: watch::Sender::new(Leadership::default()),
+            reconfirmation: Notify::new(),
+            reads: read::Rounds::default(),
+        });
+        lead::spawn(&member);
+        write::spawn_proposer(&member);
+        read::spawn_rounds(&member);
+        member
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// What is ambient.
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// How it behaves.
+    pub fn options(&self) -> &MemberOptions {
+        &self.options
+    }
+
+    /// The consensus core.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// All databases.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leadership(&self) -> Leadership {
+        self.leadership.borrow().clone()
+    }
+
+    /// Follows who leads.
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    /// The term in which this node may execute writes; `NotLeader` while it may not.
+    pub fn leading_term(&self) -> Result<u64, Failure> {
+        self.leadership.borrow().open_term.ok_or(Failure::NotLeader)
+    }
+
+    /// The database of this name, if there is one here.
+    pub fn find_database(&self, name: &DatabaseName) -> Option<Arc<Database>> {
+        let store = self.catalog.by_name(name)?;
+        let mut databases = self.databases.lock();
+        let database = databases.entry(store.id()).or_insert_with(|| {
+            Database::new(store.clone(), &self.env, &self.options, &self.space, &self.published)
+        });
+        Some(database.clone())
+    }
+
+    /// The database of this name on the leader, created by a replicated entry when there is none.
+    pub async fn open_database(&self, name: &DatabaseName) -> Result<Arc<Database>, Failure> {
+        let term = self.leading_term()?;
+        if self.catalog.by_name(name).is_none() {
+            let command = crate::raft::command::create(name, crate::pages::catalog::PAGE_SIZE);
+            self.propose(command, term).await?;
+        }
+        let database = self.find_database(name).ok_or(Failure::NotLeader)?;
+        database.store().ensure_open(term);
+        Ok(database)
+    }
+
+    /// Appends a command that is not a delta and waits until it is applied.
+    async fn propose(&self, command: Command, term: u64) -> Result<(), Failure> {
+        let written = self.core.write(command, term).await;
+        let applied = async { written?.applied().await };
+        match tokio::time::timeout(self.options.commit_timeout, applied).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(WriteFailure::NotAppended)) => Err(Failure::NotLeader),
+            Ok(Err(WriteFailure::Unknown)) | Err(_) => Err(Failure::LeadershipLost),
+        }
+    }
+}

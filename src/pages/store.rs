@@ -406,14 +406,32 @@ impl Store {
         }
     }
 
-    /// As [`Store::rewind`], after Raft said that it did not append the delta `id`.
-    pub fn rewind_not_appended(&self, id: DeltaId) {
-        if let Some(pending) =
-            self.state.lock().pending.iter_mut().find(|pending| pending.point.delta == id)
-        {
-            pending.proposed = false;
+    /// As [`Store::rewind`], after Raft said that it did not append the deltas `ids`.
+    pub fn rewind_not_appended(&self, ids: &[DeltaId]) {
+        for pending in &mut self.state.lock().pending {
+            if ids.contains(&pending.point.delta) {
+                pending.proposed = false;
+            }
         }
         self.rewind();
+    }
+
+    /// Whether the delta `id` is above applied here.
+    pub fn is_pending(&self, id: DeltaId) -> bool {
+        self.state.lock().pending.iter().any(|pending| pending.point.delta == id)
+    }
+
+    /// The term in which transactions may publish; `None` while they may not.
+    pub fn open_term(&self) -> Option<u64> {
+        self.state.lock().open
+    }
+
+    /// Opens the slot in `term` unless it is open in it.
+    pub fn ensure_open(&self, term: u64) {
+        let _permit = self.take_permit();
+        if self.state.lock().open != Some(term) {
+            self.rewind_locked(Some(term));
+        }
     }
 
     /// With the permit held: drops what is above applied and begins a new epoch.

@@ -1,0 +1,153 @@
+//! Leadership comes and goes. When this node has become leader of a term, and everything before
+//! is applied, the write slots open; when another node leads, or a newer term began, what was
+//! executed ahead is dropped.
+//!
+//! *Invariant*: a write slot opens only after a quorum confirmed the leadership by a round begun
+//! in that term, and everything committed before is applied here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::NodeId;
+use crate::raft::{Core, CoreView};
+
+use super::Member;
+
+/// After a confirmation round failed, the next one waits this long.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(20);
+
+/// Who leads, as far as this node knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The leader's id and address.
+    pub leader: Option<(NodeId, String)>,
+    /// The term in which this node may execute writes.
+    pub open_term: Option<u64>,
+    /// Members: id, address, whether it votes.
+    pub members: Vec<(NodeId, String, bool)>,
+}
+
+/// Starts the task that follows the core.
+pub fn spawn(member: &Arc<Member>) {
+    let member = member.clone();
+    tokio::spawn(async move {
+        let mut core = member.core.clone();
+        loop {
+            let view = core.view();
+            if let Some(why) = &view.fatal {
+                tracing::error!(%why, "the consensus core has ended; this node serves nothing");
+                member.close(&view);
+                return;
+            }
+            if follow(&member, &core, &view).await {
+                continue;
+            }
+            tokio::select! {
+                alive = core.changed() => if !alive {
+                    member.close(&view);
+                    return;
+                },
+                () = member.reconfirmation.notified() => {}
+            }
+        }
+    });
+}
+
+/// Does what the view asks for. Returns whether to look again at once.
+async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
+    if !view.leads {
+        member.close(view);
+        return false;
+    }
+    if member.leadership.borrow().open_term == Some(view.term) {
+        member.note_members(view);
+        let stores = member.catalog.all();
+        if stores.iter().all(|store| store.open_term() == Some(view.term)) {
+            return false;
+        }
+        // Apply met a delta that is not of this epoch.
+        member.reconfirm(view.term);
+    }
+    member.close(view);
+    if confirm(member, core).await {
+        member.open(&core.view(), view.term);
+        return false;
+    }
+    tokio::time::sleep(CONFIRM_PAUSE).await;
+    true
+}
+
+/// A quorum confirms the leadership, and everything in the log now is applied here: also what
+/// this node appended itself before a rewind in the same term.
+async fn confirm(member: &Arc<Member>, core: &Core) -> bool {
+    let limit = member.options.commit_timeout;
+    let Ok(Ok(_)) = tokio::time::timeout(limit, core.read_index()).await else { return false };
+    match core.progress() {
+        (Some(last), _) => core.wait_applied(last, limit).await,
+        (None, _) => true,
+    }
+}
+
+impl Member {
+    /// Everything before is applied: transactions may run in `term`.
+    fn open(&self, view: &CoreView, term: u64) {
+        if !view.leads || view.term != term {
+            return;
+        }
+        for store in self.catalog.all() {
+            store.open_slot(term);
+        }
+        tracing::info!(term, node = self.id, "this node leads");
+        self.leadership.send_replace(Leadership {
+            leader: view.leader.clone(),
+            open_term: Some(term),
+            members: view.members.clone(),
+        });
+    }
+
+    /// This node does not lead: nothing is executed, and what was executed ahead is dropped.
+    fn close(&self, view: &CoreView) {
+        let was_open = self.leadership.borrow().open_term.is_some();
+        self.leadership.send_if_modified(|now| {
+            let next = Leadership {
+                leader: view.leader.clone().filter(|_| !view.leads && view.fatal.is_none()),
+                open_term: None,
+                members: view.members.clone(),
+            };
+            let changed = *now != next;
+            *now = next;
+            changed
+        });
+        if was_open {
+            tracing::info!(term = view.term, node = self.id, "this node does not lead any more");
+        }
+        for store in self.catalog.all() {
+            store.rewind();
+        }
+    }
+
+    fn note_members(&self, view: &CoreView) {
+        self.leadership.send_if_modified(|now| {
+            let changed = now.members != view.members;
+            now.members.clone_from(&view.members);
+            now.leader.clone_from(&view.leader);
+            changed
+        });
+    }
+
+    /// A proposal of `term` failed, or apply met a delta from elsewhere: the slots are closed, and open again only by a new
+    /// confirmation, even in the same term.
+    pub(super) fn reconfirm(&self, term: u64) {
+        let closed = self.leadership.send_if_modified(|now| {
+            let mine = now.open_term == Some(term);
+            if mine {
+                now.open_term = None;
+            }
+            mine
+        });
+        if closed {
+            tracing::warn!(term, "writes stop until this node's leadership is confirmed again");
+            self.reconfirmation.notify_one();
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The running consensus core as the rest of the node sees it: append in a term, ask for a read
+//! index, know who leads, change the membership.
+//!
+//! *Invariant*: `NotAppended` is said only of a command that is in no log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use openraft::raft::ReadPolicy;
+use openraft::type_config::alias::{OneshotReceiverOf, WatchReceiverOf};
+
+use crate::base::NodeId;
+use crate::log::LogId;
+
+use super::machine::Machine;
+use super::types::{Command, Metrics, Outcome, Peer, RaftOf, TypeConfig, WriteResult, log_id};
+
+/// openraft's core over our state machine.
+pub type Raft = RaftOf<Machine>;
+
+/// Why a command was not seen to be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteFailure {
+    /// This node does not lead in that term (any more); the command is in no log.
+    #[error("not leader")]
+    NotAppended,
+    /// It may be in a log; whether it is or will be committed is not known.
+    #[error("leadership lost")]
+    Unknown,
+}
+
+/// A command on its way: queued for the log, not yet applied.
+pub struct Written(OneshotReceiverOf<TypeConfig, WriteResult>);
+
+impl Written {
+    /// Waits until it is applied here; what became of its parts.
+    pub async fn applied(self) -> Result<Vec<Outcome>, WriteFailure> {
+        match self.0.await {
+            Ok(Ok(response)) => Ok(response.data.outcomes),
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(WriteFailure::NotAppended),
+            Ok(Err(_)) | Err(_) => Err(WriteFailure::Unknown),
+        }
+    }
+}
+
+/// Who leads, as the core last said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoreView {
+    /// The term that this node is in.
+    pub term: u64,
+    /// The leader it knows, with its address.
+    pub leader: Option<(NodeId, String)>,
+    /// Whether that is this node, with a vote that a quorum granted.
+    pub leads: bool,
+    /// Members: id, address, whether it votes.
+    pub members: Vec<(NodeId, String, bool)>,
+    /// Index of the last entry applied here.
+    pub applied: Option<u64>,
+    /// What ended the core, if something did.
+    pub fatal: Option<String>,
+}
+
+/// The core.
+#[derive(Clone)]
+pub struct Core {
+    id: NodeId,
+    raft: Raft,
+    metrics: WatchReceiverOf<TypeConfig, Metrics>,
+}
+
+impl Core {
+    /// Wraps a built core.
+    pub fn new(id: NodeId, raft: Raft) -> Core {
+        let metrics = raft.metrics();
+        Core { id, raft, metrics }
+    }
+
+    /// openraft's own handle, for the peers' doors.
+    pub fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// Queues a command for the log, if this node leads in `term`. Returns when queued, so that
+    /// one caller's commands are appended in the order of its calls.
+    pub async fn write(&self, command: Command, term: u64) -> Result<Written, WriteFailure> {
+        let (responder, completed) = ProgressResponder::complete_only();
+        match self.raft.write(command).with_leader(term).responder(responder).await {
+            Ok(()) => Ok(Written(completed)),
+            Err(_) => Err(WriteFailure::Unknown),
+        }
+    }
+
+    /// Confirms by a round to a quorum, begun now, that this node leads; then waits until
+    /// everything that was committed before is applied here. The index that was waited for.
+    pub async fn read_index(&self) -> Result<u64, WriteFailure> {
+        let linearizer = self
+            .raft
+            .get_read_linearizer(ReadPolicy::ReadIndex)
+            .await
+            .map_err(|_| WriteFailure::NotAppended)?;
+        let state =
+            linearizer.await_ready(&self.raft).await.map_err(|_| WriteFailure::NotAppended)?;
+        Ok(state.read_log_id().index())
+    }
+
+    /// How long ago a quorum last confirmed this node as the leader of `term`; `None` when it
+    /// does not lead in it.
+    pub fn quorum_age(&self, term: u64) -> Option<Duration> {
+        let metrics = self.metrics.borrow_watched();
+        let leads = metrics.current_leader == Some(self.id) && metrics.current_term == term;
+        let acked = metrics.last_quorum_acked.as_ref()?;
+        leads.then(|| acked.elapsed())
+    }
+
+    /// Waits until the core's state changes. `false` when the core has ended.
+    pub async fn changed(&mut self) -> bool {
+        self.metrics.changed().await.is_ok()
+    }
+
+    /// What the core says now.
+    pub fn view(&self) -> CoreView {
+        let metrics = self.metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let members: Vec<(NodeId, String, bool)> = membership
+            .nodes()
+            .map(|(id, peer)| (*id, peer.address.clone(), voters.contains(id)))
+            .collect();
+        let leader = metrics.current_leader.and_then(|leader| {
+            members
+                .iter()
+                .find(|(id, _, _)| *id == leader)
+                .map(|(id, address, _)| (*id, address.clone()))
+        });
+        let committed = metrics.vote.committed && metrics.vote.leader_id.voted_for == self.id;
+        CoreView {
+            term: metrics.current_term,
+            leads: committed && metrics.current_leader == Some(self.id),
+            leader,
+            members,
+            applied: metrics.last_applied.as_ref().map(|id| id.index),
+            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    }
+
+    /// Index of the last entry applied here.
+    pub fn applied_index(&self) -> Option<u64> {
+        self.metrics.borrow_watched().last_applied.as_ref().map(|id| id.index)
+    }
+
+    /// The last entry of the log and the last one applied.
+    pub fn progress(&self) -> (Option<u64>, Option<LogId>) {
+        let metrics = self.metrics.borrow_watched();
+        (metrics.last_log_index, metrics.last_applied.as_ref().map(log_id))
+    }
+
+    /// Waits until `index` is applied here.
+    pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
+        let wait = self.raft.wait(Some(limit));
+        wait.applied_index_at_least(Some(index), "a read waits for its index").await.is_ok()
+    }
+
+    /// Makes this node the only member of a new cluster. Fine when it already is a member.
+    pub async fn bootstrap(&self, address: &str) -> Result<(), String> {
+        if self.raft.is_initialized().await.map_err(|error| error.to_string())? {
+            return Ok(());
+        }
+        let members = BTreeMap::from([(self.id, Peer { address: address.to_owned() })]);
+        self.raft.initialize(members).await.map_err(|error| error.to_string())
+    }
+
+    /// Adds a member that does not vote, or changes its address, and waits until it has caught up.
+    pub async fn add_learner(&self, id: NodeId, address: &str) -> Result<(), String> {
+        let peer = Peer { address: address.to_owned() };
+        let added = self.raft.add_learner(id, peer, true).await;
+        added.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Makes a member vote.
+    pub async fn promote(&self, id: NodeId) -> Result<(), String> {
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
+        let changed = self.raft.change_membership(change, true).await;
+        changed.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Asks the core to look at the durable checkpoint record.
+    pub async fn note_checkpoint(&self) {
+        let _ = self.raft.trigger().snapshot().await;
+    }
+
+    /// Lets the log forget entries up to `index`.
+    pub async fn purge(&self, index: u64) {
+        let _ = self.raft.trigger().purge_log(index).await;
+    }
+
+    /// Hands leadership to another voter.
+    pub async fn transfer(&self, to: NodeId) {
+        let _ = self.raft.trigger().transfer_leader(to).await;
+    }
+
+    /// Ends the core.
+    pub async fn stop(&self) {
+        let _ = self.raft.shutdown().await;
+    }
+}
