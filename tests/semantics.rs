@@ -11,8 +11,8 @@ use quire::pages::Store;
 use quire::pages::delta::DeltaHeader;
 use quire::pages::store::{ApplyOutcome, Place, Point};
 use quire::sqlite::{
-    Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, TempSpace, Value,
-    ValueRef, View,
+    Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, Surplus, TempSpace,
+    Value, ValueRef, View,
 };
 
 struct Replicas {
@@ -115,7 +115,8 @@ fn try_run(
     let mut ran = Ran::default();
     while !quire::sqlite::text::is_blank(rest) {
         let bytes = connection.first_statement_bytes(rest);
-        ran = connection.run(&rest[..bytes], params, &Cancel::default(), &mut rows)?;
+        ran =
+            connection.run(&rest[..bytes], params, Surplus::Kept, &Cancel::default(), &mut rows)?;
         rest = &rest[bytes..];
     }
     Ok((ran, rows))

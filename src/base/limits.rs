@@ -33,6 +33,9 @@ pub const RUN_AHEAD_BYTES_MAX: usize = 64 << 20;
 /// How long a writer waits for its turn before SQLITE_BUSY, by default.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// `PRAGMA busy_timeout` sets it to at most this.
+pub const BUSY_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
 /// An open transaction that is idle this long is rolled back.
 pub const IDLE_TRANSACTION_MAX: Duration = Duration::from_secs(10);
 

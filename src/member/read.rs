@@ -28,7 +28,8 @@ pub fn spawn_rounds(member: &Arc<Member>) {
             let Some(strong) = member.upgrade() else { return };
             strong.reads.wake.notified().await;
             let waiting = std::mem::take(&mut *strong.reads.waiting.lock());
-            let round = tokio::time::timeout(strong.options.commit_timeout, strong.core.read_index());
+            let round =
+                tokio::time::timeout(strong.options.commit_timeout, strong.core.read_index());
             let index = match round.await {
                 Ok(Ok(index)) => Some(index),
                 Ok(Err(_)) | Err(_) => None,

@@ -6,12 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ReadPolicy;
 use openraft::type_config::alias::{OneshotReceiverOf, WatchReceiverOf};
+use openraft::{ChangeMembers, Instant as _};
 
 use crate::base::NodeId;
 use crate::log::LogId;
@@ -113,7 +113,7 @@ impl Core {
         let metrics = self.metrics.borrow_watched();
         let leads = metrics.current_leader == Some(self.id) && metrics.current_term == term;
         let acked = metrics.last_quorum_acked.as_ref()?;
-        leads.then(|| acked.elapsed())
+        leads.then(|| acked.into_inner().elapsed())
     }
 
     /// Waits until the core's state changes. `false` when the core has ended.

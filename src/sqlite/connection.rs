@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::functions::FunctionFlags;
@@ -130,8 +131,26 @@ pub trait RowSink {
     /// Called once, before the first row, for a statement that has columns.
     fn columns(&mut self, columns: &[Column<'_>]) -> Result<(), SqlError>;
 
-    /// One row. An error ends the statement.
+    /// One row. An error ends the statement, and undoes what it changed.
     fn row(&mut self, values: &[ValueRef<'_>]) -> Result<(), SqlError>;
+
+    /// What has to be waited for before the first row may leave, where rows leave before the
+    /// statement has ended.
+    fn gate(&mut self, gate: Gate) {
+        drop(gate);
+    }
+}
+
+/// See [`RowSink::gate`].
+pub type Gate = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), SqlError>> + Send>;
+
+/// What becomes of parameters beyond those that a statement takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surplus {
+    /// They are for the statements after it.
+    Kept,
+    /// They are a mistake: the statement is not run.
+    Refused,
 }
 
 /// What a statement left behind.
@@ -141,6 +160,10 @@ pub struct Ran {
     pub last_insert_rowid: i64,
     /// `changes()` afterwards.
     pub changes: u64,
+    /// How much `total_changes()` grew.
+    pub total_changes: u64,
+    /// Parameters that it took.
+    pub parameters: usize,
     /// Result columns.
     pub columns: usize,
     /// Rows given to the sink.
@@ -190,9 +213,10 @@ pub struct Counters {
 
 #[derive(Default)]
 struct SeededCounters {
-    last_insert_rowid: AtomicI64,
     changes: AtomicI64,
     total_changes: AtomicI64,
+    /// `total_changes()` of the connection itself when the session got it.
+    own_before: AtomicI64,
 }
 
 /// A SQLite connection to one database.
@@ -265,16 +289,18 @@ impl Connection {
     fn override_counters(&mut self) -> Result<(), SqlError> {
         type Answer = fn(&SeededCounters, &vfs::Counts) -> i64;
         let functions: [(&str, Answer); 3] = [
-            ("last_insert_rowid", |seed, own| match own.total_changes {
-                0 => seed.last_insert_rowid.load(Ordering::Relaxed),
-                _ => own.last_insert_rowid,
-            }),
-            ("changes", |seed, own| match own.total_changes {
-                0 => seed.changes.load(Ordering::Relaxed),
-                _ => own.changes,
+            ("last_insert_rowid", |_, own| own.last_insert_rowid),
+            ("changes", |seed, own| {
+                if own.total_changes == seed.own_before.load(Ordering::Relaxed) {
+                    seed.changes.load(Ordering::Relaxed)
+                } else {
+                    own.changes
+                }
             }),
             ("total_changes", |seed, own| {
-                seed.total_changes.load(Ordering::Relaxed).saturating_add(own.total_changes)
+                let before = seed.own_before.load(Ordering::Relaxed);
+                let since = own.total_changes.saturating_sub(before);
+                seed.total_changes.load(Ordering::Relaxed).saturating_add(since)
             }),
         ];
         for (name, answer) in functions {
@@ -291,11 +317,9 @@ impl Connection {
     pub fn seed(&self, counters: &Counters) {
         let as_i64 = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         vfs::set_last_insert_rowid(&self.raw, counters.last_insert_rowid);
-        self.counters.last_insert_rowid.store(counters.last_insert_rowid, Ordering::Relaxed);
         self.counters.changes.store(as_i64(counters.changes), Ordering::Relaxed);
-        let own = self.raw.total_changes();
-        let total = as_i64(counters.total_changes).saturating_sub(as_i64(own));
-        self.counters.total_changes.store(total, Ordering::Relaxed);
+        self.counters.total_changes.store(as_i64(counters.total_changes), Ordering::Relaxed);
+        self.counters.own_before.store(as_i64(self.raw.total_changes()), Ordering::Relaxed);
     }
 
     /// What it shares with its file.
@@ -364,17 +388,22 @@ impl Connection {
         })
     }
 
-    /// Runs `sql`, one statement, to its end. Missing parameters are NULL; surplus ones are the
-    /// caller's to refuse.
+    /// What `last_insert_rowid()` says from now on.
+    pub fn set_last_insert_rowid(&self, rowid: i64) {
+        vfs::set_last_insert_rowid(&self.raw, rowid);
+    }
+
+    /// Runs `sql`, one statement, to its end. Missing parameters are NULL.
     pub fn run(
         &self,
         sql: &str,
         params: &[Value],
+        surplus: Surplus,
         cancel: &Cancel,
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
         *self.cancel.lock() = Some(cancel.clone());
-        let ran = self.space.used_by(|| self.run_inner(sql, params, sink));
+        let ran = self.space.used_by(|| self.run_inner(sql, params, surplus, sink));
         *self.cancel.lock() = None;
         ran.map_err(|error| self.explain(error))
     }
@@ -383,46 +412,68 @@ impl Connection {
         &self,
         sql: &str,
         params: &[Value],
+        surplus: Surplus,
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
         let mut statement = self.prepare(sql)?;
-        for (number, value) in params.iter().take(statement.parameter_count()).enumerate() {
+        let parameters = statement.parameter_count();
+        if surplus == Surplus::Refused && params.len() > parameters {
+            return Err(SqlError::new(ffi::SQLITE_ERROR, "bind parameters"));
+        }
+        for (number, value) in params.iter().take(parameters).enumerate() {
             statement.raw_bind_parameter(number + 1, value)?;
         }
-        let columns = statement.column_count();
-        if columns > 0 {
-            let columns: Vec<rusqlite::Column<'_>> = statement.columns().collect();
-            let described: Vec<Column<'_>> = columns
-                .iter()
-                .map(|column| Column { name: column.name(), declared: column.decl_type() })
-                .collect();
-            sink.columns(&described)?;
-        }
-        let mut count = 0;
-        let mut rows = statement.raw_query();
-        let mut values = Vec::with_capacity(columns);
-        while let Some(row) = rows.next()? {
-            values.clear();
-            for column in 0..columns {
-                values.push(row.get_ref(column)?);
-            }
-            sink.row(&values)?;
-            count += 1;
-            values = Vec::new();
-        }
-        drop(rows);
+        let before = self.raw.total_changes();
+        let returning = statement.column_count() > 0 && !statement.readonly();
+        let stepped = if returning {
+            self.step_undoing(&mut statement, sink)
+        } else {
+            step_all(&mut statement, sink)
+        };
+        let (columns, rows) = stepped?;
         Ok(Ran {
             last_insert_rowid: self.raw.last_insert_rowid(),
             changes: self.raw.changes(),
+            total_changes: self.raw.total_changes() - before,
+            parameters: parameters.min(params.len()),
             columns,
-            rows: count,
+            rows,
         })
+    }
+
+    /// Steps a statement that writes and answers rows. SQLite commits what it changed even where
+    /// it is reset after its first row; so it runs in a savepoint, and a sink that refuses a row
+    /// undoes it.
+    fn step_undoing(
+        &self,
+        statement: &mut CachedStatement<'_>,
+        sink: &mut dyn RowSink,
+    ) -> Result<(usize, u64), SqlError> {
+        self.internally("SAVEPOINT quire_returning")?;
+        let stepped = step_all(statement, sink);
+        if self.raw.is_autocommit() {
+            // An error ended the whole transaction.
+            return stepped;
+        }
+        if stepped.is_err() {
+            self.internally("ROLLBACK TO quire_returning")?;
+        }
+        self.internally("RELEASE quire_returning")?;
+        stepped
+    }
+
+    /// Runs a statement of our own, which the guard does not judge.
+    fn internally(&self, sql: &str) -> Result<(), SqlError> {
+        self.guard.set_internal(true);
+        let done = self.raw.execute_batch(sql);
+        self.guard.set_internal(false);
+        Ok(done?)
     }
 
     /// Ends an open transaction without its changes.
     pub fn roll_back(&self) {
         if !self.raw.is_autocommit()
-            && let Err(error) = self.space.used_by(|| self.raw.execute_batch("ROLLBACK"))
+            && let Err(error) = self.space.used_by(|| self.internally("ROLLBACK"))
         {
             tracing::debug!(%error, "rollback");
         }
@@ -440,4 +491,29 @@ impl Connection {
         }
         error
     }
+}
+
+/// Steps a statement to its end; its columns and rows.
+fn step_all(
+    statement: &mut CachedStatement<'_>,
+    sink: &mut dyn RowSink,
+) -> Result<(usize, u64), SqlError> {
+    let columns = statement.column_count();
+    if columns > 0 {
+        let raw: Vec<rusqlite::Column<'_>> = statement.columns().collect();
+        let described: Vec<Column<'_>> = raw
+            .iter()
+            .map(|column| Column { name: column.name(), declared: column.decl_type() })
+            .collect();
+        sink.columns(&described)?;
+    }
+    let mut count = 0;
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        let values: smallvec::SmallVec<[ValueRef<'_>; 16]> =
+            (0..columns).map(|column| row.get_ref(column)).collect::<Result<_, _>>()?;
+        sink.row(&values)?;
+        count += 1;
+    }
+    Ok((columns, count))
 }

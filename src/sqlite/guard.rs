@@ -8,6 +8,7 @@
 //! *Invariant*: what is not known is denied; no statement names a file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -169,12 +170,13 @@ fn judge_pragma(name: &str, value: Option<&str>) -> Verdict {
 pub struct Guard {
     notes: Arc<Mutex<Notes>>,
     shared: bool,
+    internal: Arc<AtomicBool>,
 }
 
 impl Guard {
     /// For a connection that sessions share, or for one of a session's own.
     pub fn new(shared: bool) -> Guard {
-        Guard { notes: Arc::default(), shared }
+        Guard { notes: Arc::default(), shared, internal: Arc::default() }
     }
 
     /// Forgets the notes before a statement is prepared.
@@ -187,8 +189,16 @@ impl Guard {
         self.notes.lock().clone()
     }
 
+    /// While a statement of the node's own is prepared nothing is judged.
+    pub fn set_internal(&self, internal: bool) {
+        self.internal.store(internal, Ordering::Relaxed);
+    }
+
     /// SQLite's question.
     pub fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
+        if self.internal.load(Ordering::Relaxed) {
+            return Authorization::Allow;
+        }
         match judge(&context.action) {
             Verdict::Allow => Authorization::Allow,
             Verdict::Own { keeps } => self.own(keeps, &context.action),

@@ -117,6 +117,11 @@ impl Link {
         self.notes.lock().error = Some(error);
     }
 
+    /// The last version that was seen, if nobody took it.
+    pub fn seen(&self) -> Option<Seen> {
+        self.notes.lock().seen
+    }
+
     /// The last version that was seen since this was last asked.
     pub fn take_seen(&self) -> Option<Seen> {
         self.notes.lock().seen.take()

@@ -1,0 +1,576 @@
+//! One client's session with one database: where each statement runs, and when its answer may
+//! leave.
+//!
+//! A session usually owns no SQLite connection. A write goes to the database's write executor, a
+//! read to a pooled reader. A statement that changes a connection's own state (BEGIN, SAVEPOINT,
+//! PRAGMA foreign_keys = .., a temp table) *pins* the session to a connection of its own, until
+//! the transaction is over or, where the state outlives it, for good.
+//!
+//! What a statement saw or made above the applied version is a *debt* ([`Debts`]); an answer
+//! leaves when the debts are settled: the versions applied, or, where they were dropped, an error
+//! instead of the answer.
+//!
+//! *Invariant*: no answer is returned before its debts are settled; after every statement, also
+//! one that failed, slot and pin follow SQLite's own autocommit flag.
+
+mod debts;
+mod route;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::ffi;
+
+use crate::base::limits;
+use crate::sqlite::connection::{Counters, Described, Surplus};
+use crate::sqlite::{Cancel, Column, Connection, Ran, RowSink, SqlError, Value, ValueRef, text};
+
+use super::database::{Borrowed, Database};
+use super::write::SlotGuard;
+use super::{Failure, Member};
+use debts::Debts;
+use route::{Kind, begins_writing, kind_of};
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadLevel {
+    /// As of now, whatever the clocks say: a quorum confirms.
+    Linearizable,
+    /// As of now if clocks drift within bounds: the leader's lease.
+    Lease,
+    /// Whatever this node has applied.
+    Local,
+}
+
+/// Refuses rows: for requests that expect none.
+struct NoRows;
+
+impl RowSink for NoRows {
+    fn columns(&mut self, _: &[Column<'_>]) -> Result<(), SqlError> {
+        Ok(())
+    }
+
+    fn row(&mut self, _: &[ValueRef<'_>]) -> Result<(), SqlError> {
+        Err(SqlError::new(ffi::SQLITE_ERROR, ROWS_YIELDED))
+    }
+}
+
+const ROWS_YIELDED: &str = "rows yielded when none expected for EXEC request";
+
+/// What the write executor gives back.
+struct Executed<S> {
+    result: Result<Ran, SqlError>,
+    sink: S,
+    debts: Debts,
+    needs_own_connection: bool,
+    consumed: usize,
+}
+
+/// One client's session with one database.
+pub struct Session {
+    member: Arc<Member>,
+    database: Arc<Database>,
+    level: ReadLevel,
+    counters: Counters,
+    own: Option<Borrowed>,
+    /// The own connection has state that outlives a transaction.
+    keeps: bool,
+    slot: Option<SlotGuard>,
+    busy_timeout: Duration,
+    /// A transaction was rolled back behind the client's back; the next statement says so.
+    lost: Option<Failure>,
+}
+
+impl Session {
+    /// A session that reads linearizably.
+    pub fn new(member: Arc<Member>, database: Arc<Database>) -> Session {
+        let busy_timeout = member.options().busy_timeout;
+        Session {
+            member,
+            database,
+            level: ReadLevel::Linearizable,
+            counters: Counters::default(),
+            own: None,
+            keeps: false,
+            slot: None,
+            busy_timeout,
+            lost: None,
+        }
+    }
+
+    /// How fresh reads must be from now on.
+    pub fn set_level(&mut self, level: ReadLevel) {
+        self.level = level;
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| !own.connection.is_autocommit())
+    }
+
+    /// How long an open transaction may be idle; `None` when none is open.
+    pub fn idle_max(&self) -> Option<Duration> {
+        let options = self.member.options();
+        let max = if self.slot.is_some() {
+            options.idle_writer_max
+        } else {
+            options.idle_transaction_max
+        };
+        self.in_transaction().then_some(max)
+    }
+
+    /// Rolls an idle transaction back; the next statement is told.
+    pub fn expire(&mut self) {
+        if !self.in_transaction() {
+            return;
+        }
+        tracing::warn!(database = %self.database.store().name(),
+            "a transaction was idle for too long and was rolled back");
+        if let Some(own) = &self.own {
+            own.connection.roll_back();
+        }
+        self.give_back();
+        let message = "the transaction was idle for too long and was rolled back";
+        self.lost = Some(Failure::Sql(SqlError::new(ffi::SQLITE_ABORT_ROLLBACK, message)));
+    }
+
+    /// Runs all statements of `sql`, each taking its own number of parameters; the first that
+    /// fails ends it. What the last one left behind.
+    pub async fn exec(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+        cancel: &Cancel,
+    ) -> Result<Ran, Failure> {
+        let mut debts = Debts::default();
+        let result = self.exec_inner(sql, params, cancel, &mut debts).await;
+        let settled = debts.settle(&self.member, self.database.store(), self.level).await;
+        let failed = result.is_err();
+        let ran = self.answer(result, settled);
+        self.follow_transaction(failed);
+        ran
+    }
+
+    async fn exec_inner(
+        &mut self,
+        sql: &str,
+        mut params: Vec<Value>,
+        cancel: &Cancel,
+        debts: &mut Debts,
+    ) -> Result<Ran, Failure> {
+        let mut rest = text::skip_blank(sql);
+        let mut ran = self.ran_nothing();
+        if rest.is_empty() && !params.is_empty() {
+            return Err(Failure::BindParameters);
+        }
+        while !rest.is_empty() {
+            let (done, consumed, _) =
+                self.statement(rest, params.clone(), cancel, NoRows, debts).await;
+            ran = done?;
+            params.drain(..ran.parameters.min(params.len()));
+            rest = text::skip_blank(rest.get(consumed..).unwrap_or_default());
+        }
+        Ok(ran)
+    }
+
+    /// Runs the one statement of `sql` and gives its rows to `sink`.
+    pub async fn query<S: RowSink + Send + 'static>(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+        cancel: &Cancel,
+        sink: S,
+    ) -> (Result<Ran, Failure>, Option<S>) {
+        let statement = text::skip_blank(sql);
+        if statement.is_empty() {
+            return (Err(Failure::EmptyStatement), Some(sink));
+        }
+        if !text::is_surely_single(statement)
+            && let Err(failure) = self.check_single(statement)
+        {
+            return (Err(failure), Some(sink));
+        }
+        let mut debts = Debts::default();
+        let (result, _, sink) = self.statement(statement, params, cancel, sink, &mut debts).await;
+        let settled = debts.settle(&self.member, self.database.store(), self.level).await;
+        let failed = result.is_err();
+        let ran = self.answer(result, settled);
+        self.follow_transaction(failed);
+        (ran, sink)
+    }
+
+    /// Prepares the first statement of `sql`: what it is, and how many bytes it takes.
+    pub async fn describe(&mut self, sql: &str) -> Result<(Described, usize), Failure> {
+        let start = text::skip_blank(sql);
+        if start.is_empty() {
+            return Err(Failure::EmptyStatement);
+        }
+        let skipped = sql.len() - start.len();
+        if self.own.is_none() {
+            self.check_level().await?;
+            let reader = self.database.reader()?;
+            let described = self.member.env().executor.in_place(|| {
+                let bytes = reader.connection.first_statement_bytes(start);
+                let first = start.get(..bytes).unwrap_or(start);
+                Ok((reader.connection.describe(first)?, skipped + bytes))
+            });
+            self.database.return_reader(reader);
+            let (described, bytes): (Described, usize) = described.map_err(from_sql)?;
+            if !described.needs_own_connection {
+                return Ok((described, bytes));
+            }
+        }
+        self.pin()?;
+        let Some(own) = &self.own else { return Err(Failure::NotLeader) };
+        let described = self.member.env().executor.in_place(|| {
+            let bytes = own.connection.first_statement_bytes(start);
+            let first = start.get(..bytes).unwrap_or(start);
+            Ok((own.connection.describe(first)?, skipped + bytes))
+        });
+        self.keeps |= own.connection.notes().keeps_connection;
+        self.follow_transaction(false);
+        described.map_err(from_sql)
+    }
+
+    // ---- one statement
+
+    /// Runs the first statement of `sql` where it belongs; how many bytes it took.
+    async fn statement<S: RowSink + Send + 'static>(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+        cancel: &Cancel,
+        sink: S,
+        debts: &mut Debts,
+    ) -> (Result<Ran, Failure>, usize, Option<S>) {
+        if let Some(lost) = self.lost.take()
+            && kind_of(sql) != Kind::Rollback
+        {
+            return (Err(lost), sql.len(), Some(sink));
+        }
+        if self.own.is_some() {
+            return self.run_own(sql, params, cancel, sink, debts).await;
+        }
+        match kind_of(sql) {
+            Kind::Own | Kind::Rollback => self.run_own(sql, params, cancel, sink, debts).await,
+            Kind::Write => self.run_write(sql, params, cancel, sink, debts).await,
+            Kind::Perhaps => self.run_read(sql, params, cancel, sink, debts).await,
+        }
+    }
+
+    /// On the write executor.
+    async fn run_write<S: RowSink + Send + 'static>(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+        cancel: &Cancel,
+        sink: S,
+        debts: &mut Debts,
+    ) -> (Result<Ran, Failure>, usize, Option<S>) {
+        if let Err(failure) = self.room().await {
+            return (Err(failure), sql.len(), Some(sink));
+        }
+        let (text, of, counters) = (sql.to_owned(), params.clone(), self.counters);
+        let (cancel_job, proposer) = (cancel.clone(), self.database.proposer());
+        let slot_for_sink = Arc::new(parking_lot::Mutex::new(Some(sink)));
+        let sink_of_job = slot_for_sink.clone();
+        let job = move |connection: &Connection| {
+            let sink = sink_of_job.lock().take()?;
+            let executed = execute(connection, &text, &of, &counters, &cancel_job, sink);
+            proposer.notify_one();
+            Some(executed)
+        };
+        let executed = match self.database.slot().run(self.busy_timeout, job).await {
+            Ok(Some(executed)) => executed,
+            Ok(None) => return (Err(Failure::NotLeader), sql.len(), None),
+            Err(failure) => return (Err(failure), sql.len(), slot_for_sink.lock().take()),
+        };
+        let Executed { result, sink, debts: made, needs_own_connection, consumed } = executed;
+        if needs_own_connection {
+            return self.run_own(sql, params, cancel, sink, debts).await;
+        }
+        debts.add(made);
+        if let Ok(ran) = &result {
+            self.count(sql, ran);
+        }
+        (result.map_err(from_sql), consumed, Some(sink))
+    }
+
+    /// On a pooled reader, if it only reads.
+    async fn run_read<S: RowSink + Send + 'static>(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+        cancel: &Cancel,
+        mut sink: S,
+        debts: &mut Debts,
+    ) -> (Result<Ran, Failure>, usize, Option<S>) {
+        // It sees what the statements before it in the same request made.
+        if let Err(failure) = debts.settle(&self.member, self.database.store(), self.level).await {
+            return (Err(failure), sql.len(), Some(sink));
+        }
+        if let Err(failure) = self.check_level().await {
+            return (Err(failure), sql.len(), Some(sink));
+        }
+        let reader = match self.database.reader() {
+            Ok(reader) => reader,
+            Err(error) => return (Err(from_sql(error)), sql.len(), Some(sink)),
+        };
+        let read = self.member.env().executor.in_place(|| {
+            let connection = &reader.connection;
+            let consumed = connection.first_statement_bytes(sql);
+            let statement = sql.get(..consumed).unwrap_or(sql);
+            let surplus = surplus(sql, consumed);
+            let described = connection.describe(statement)?;
+            if described.needs_own_connection || !described.readonly {
+                return Ok((described, None, consumed));
+            }
+            let ran = connection.run(statement, &params, surplus, cancel, &mut sink);
+            let again = ran.is_err() && connection.notes().needs_own_connection;
+            let needs_own_connection = described.needs_own_connection || again;
+            Ok((Described { needs_own_connection, ..described }, Some(ran), consumed))
+        });
+        self.database.return_reader(reader);
+        match read {
+            Err(error) => (Err(from_sql(error)), sql.len(), Some(sink)),
+            Ok((described, _, _)) if described.needs_own_connection => {
+                self.run_own(sql, params, cancel, sink, debts).await
+            }
+            Ok((_, Some(result), consumed)) => (result.map_err(from_sql), consumed, Some(sink)),
+            Ok((_, None, _)) => self.run_write(sql, params, cancel, sink, debts).await,
+        }
+    }
+
+    /// On the session's own connection.
+    async fn run_own<S: RowSink + Send + 'static>(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+        cancel: &Cancel,
+        mut sink: S,
+        debts: &mut Debts,
+    ) -> (Result<Ran, Failure>, usize, Option<S>) {
+        if let Err(failure) = self.prepare_own(sql).await {
+            return (Err(failure), sql.len(), Some(sink));
+        }
+        let Some(own) = &self.own else { return (Err(Failure::NotLeader), sql.len(), Some(sink)) };
+        let connection = &own.connection;
+        let (member, store) = (self.member.clone(), self.database.store().clone());
+        let (link, level) = (connection.link().clone(), self.level);
+        sink.gate(Box::new(move || {
+            Box::pin(debts::before_first_row(member, store, link.seen(), level))
+        }));
+        let (result, consumed) = self.member.env().executor.in_place(|| {
+            let consumed = connection.first_statement_bytes(sql);
+            let statement = sql.get(..consumed).unwrap_or(sql);
+            let surplus = surplus(sql, consumed);
+            (connection.run(statement, &params, surplus, cancel, &mut sink), consumed)
+        });
+        let notes = connection.notes();
+        self.keeps |= notes.keeps_connection;
+        if let Some(millis) = notes.busy_timeout_ms {
+            self.busy_timeout = Duration::from_millis(millis).min(limits::BUSY_TIMEOUT_MAX);
+        }
+        let made = Debts::of(connection);
+        if made.any_published() {
+            self.database.wake_proposer();
+        }
+        debts.add(made);
+        if let Ok(ran) = &result {
+            let ran = *ran;
+            self.count(sql, &ran);
+        }
+        if self.own.as_ref().is_some_and(|own| own.connection.is_autocommit()) {
+            self.give_back_slot();
+        }
+        (result.map_err(from_sql), consumed, Some(sink))
+    }
+
+    /// Pins the session and, where the statement will write, takes room and the write slot.
+    async fn prepare_own(&mut self, sql: &str) -> Result<(), Failure> {
+        self.pin()?;
+        let Some(own) = &self.own else { return Err(Failure::NotLeader) };
+        if self.slot.is_some() {
+            return Ok(());
+        }
+        let writes = begins_writing(sql) || {
+            let connection = &own.connection;
+            let described = self.member.env().executor.in_place(|| {
+                let bytes = connection.first_statement_bytes(sql);
+                connection.describe(sql.get(..bytes).unwrap_or(sql))
+            });
+            // What does not prepare says so when it is run.
+            described.is_ok_and(|described| !described.readonly && !described.explain)
+        };
+        if !writes {
+            return Ok(());
+        }
+        self.room().await?;
+        let slot = self.database.slot().hold(self.busy_timeout).await?;
+        if let Some(own) = &self.own {
+            own.connection.link().allow_write(true);
+        }
+        self.slot = Some(slot);
+        Ok(())
+    }
+
+    /// Makes sure that the session has a connection of its own, of this epoch.
+    fn pin(&mut self) -> Result<(), Failure> {
+        let epoch = self.database.store().epoch();
+        if let Some(own) = &self.own {
+            if own.epoch == epoch {
+                return Ok(());
+            }
+            // It may have seen versions that were dropped: it is never used again.
+            let was_open = !own.connection.is_autocommit();
+            self.own = None;
+            self.slot = None;
+            if was_open || self.keeps {
+                self.keeps = false;
+                return Err(Failure::NotLeader);
+            }
+        }
+        self.member.leading_term()?;
+        let own = self.database.own()?;
+        own.connection.seed(&self.counters);
+        self.own = Some(own);
+        Ok(())
+    }
+
+    fn give_back_slot(&mut self) {
+        if let Some(own) = &self.own {
+            own.connection.link().allow_write(false);
+        }
+        self.slot = None;
+    }
+
+    fn give_back(&mut self) {
+        self.give_back_slot();
+        if !self.keeps
+            && let Some(own) = self.own.take()
+        {
+            self.database.return_own(own);
+        }
+    }
+
+    /// After a request: the slot and the connection go back when no transaction is open.
+    fn follow_transaction(&mut self, failed: bool) {
+        if self.own.is_some() && !self.in_transaction() {
+            self.give_back();
+        }
+        if failed && self.own.as_ref().is_some_and(|own| own.epoch != self.database.store().epoch())
+        {
+            self.own = None;
+            self.slot = None;
+            self.keeps = false;
+        }
+    }
+
+    /// Waits for room in the run-ahead window.
+    async fn room(&self) -> Result<(), Failure> {
+        self.member.leading_term()?;
+        let (store, options) = (self.database.store(), self.member.options());
+        loop {
+            let (versions, bytes) = store.run_ahead();
+            if versions < options.run_ahead_transactions_max && bytes < options.run_ahead_bytes_max
+            {
+                return Ok(());
+            }
+            let oldest = store.applied().version + 1;
+            let waiting = store.wait_applied(oldest, store.epoch());
+            if tokio::time::timeout(self.busy_timeout, waiting.resolved()).await.is_err() {
+                return Err(Failure::Busy);
+            }
+        }
+    }
+
+    /// What the read level asks before a snapshot is taken.
+    async fn check_level(&self) -> Result<(), Failure> {
+        debts::check_level(&self.member, self.level).await
+    }
+
+    fn check_single(&self, sql: &str) -> Result<(), Failure> {
+        let bytes = match &self.own {
+            Some(own) => own.connection.first_statement_bytes(sql),
+            None => {
+                let reader = self.database.reader()?;
+                let bytes = reader.connection.first_statement_bytes(sql);
+                self.database.return_reader(reader);
+                bytes
+            }
+        };
+        let tail = sql.get(bytes..).unwrap_or_default();
+        if text::is_blank(tail) { Ok(()) } else { Err(Failure::NonemptyTail) }
+    }
+
+    /// The session's counters after a statement that ran.
+    fn count(&mut self, sql: &str, ran: &Ran) {
+        self.counters.last_insert_rowid = ran.last_insert_rowid;
+        if route::counts_changes(sql) {
+            self.counters.changes = ran.changes;
+            self.counters.total_changes += ran.total_changes;
+        }
+    }
+
+    fn ran_nothing(&self) -> Ran {
+        Ran {
+            last_insert_rowid: self.counters.last_insert_rowid,
+            changes: self.counters.changes,
+            ..Ran::default()
+        }
+    }
+
+    /// The answer, once its debts are settled: what was computed, or why it may not be said.
+    fn answer(
+        &mut self,
+        result: Result<Ran, Failure>,
+        settled: Result<(), Failure>,
+    ) -> Result<Ran, Failure> {
+        settled?;
+        let mut ran = result.map_err(|failure| match failure {
+            Failure::Sql(error) if error.message == ROWS_YIELDED => Failure::RowsYielded,
+            other => other,
+        })?;
+        ran.last_insert_rowid = self.counters.last_insert_rowid;
+        ran.changes = self.counters.changes;
+        Ok(ran)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.keeps = false;
+        if let Some(own) = self.own.take() {
+            own.connection.roll_back();
+        }
+    }
+}
+
+fn from_sql(error: SqlError) -> Failure {
+    Failure::from(error)
+}
+
+fn surplus(sql: &str, consumed: usize) -> Surplus {
+    if text::is_blank(sql.get(consumed..).unwrap_or_default()) {
+        Surplus::Refused
+    } else {
+        Surplus::Kept
+    }
+}
+
+/// The job of the write executor: the first statement of `sql`.
+fn execute<S: RowSink>(
+    connection: &Connection,
+    sql: &str,
+    params: &[Value],
+    counters: &Counters,
+    cancel: &Cancel,
+    mut sink: S,
+) -> Executed<S> {
+    let consumed = connection.first_statement_bytes(sql);
+    let statement = sql.get(..consumed).unwrap_or(sql);
+    connection.set_last_insert_rowid(counters.last_insert_rowid);
+    let result = connection.run(statement, params, surplus(sql, consumed), cancel, &mut sink);
+    let needs_own_connection = result.is_err() && connection.notes().needs_own_connection;
+    Executed { result, sink, debts: Debts::of(connection), needs_own_connection, consumed }
+}

@@ -1,0 +1,102 @@
+//! What an answer still waits for: the versions above applied that it was computed on or made,
+//! and the read level's check where no delta follows.
+//!
+//! *Invariant*: a debt is settled by the version being applied in the same epoch, or by an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::ffi;
+
+use crate::pages::Store;
+use crate::pages::store::Resolution;
+use crate::sqlite::{Connection, Published, Seen, SqlError};
+
+use super::super::{Failure, Member};
+use super::ReadLevel;
+
+/// The debts of an answer.
+#[derive(Default)]
+pub struct Debts {
+    published: Vec<Published>,
+    seen: Option<Seen>,
+}
+
+impl Debts {
+    /// What `connection` has published and seen since it was last asked.
+    pub fn of(connection: &Connection) -> Debts {
+        Debts { published: connection.take_published(), seen: connection.take_seen() }
+    }
+
+    /// Adds those of a later statement.
+    pub fn add(&mut self, later: Debts) {
+        self.published.extend(later.published);
+        self.seen = later.seen.or(self.seen);
+    }
+
+    /// Whether a transaction was published.
+    pub fn any_published(&self) -> bool {
+        !self.published.is_empty()
+    }
+
+    /// Waits until all are settled.
+    pub async fn settle(
+        &mut self,
+        member: &Arc<Member>,
+        store: &Arc<Store>,
+        level: ReadLevel,
+    ) -> Result<(), Failure> {
+        let limit = member.options().commit_timeout;
+        let (published, seen) = (std::mem::take(&mut self.published), self.seen.take());
+        let any = !published.is_empty();
+        for delta in published {
+            match tokio::time::timeout(limit, delta.waiting.resolved()).await {
+                Ok(Resolution::Applied) => {}
+                Ok(Resolution::Dropped { proposed: false }) => return Err(Failure::NotLeader),
+                Ok(Resolution::Dropped { proposed: true }) | Err(_) => {
+                    return Err(Failure::LeadershipLost);
+                }
+            }
+        }
+        if any {
+            return Ok(());
+        }
+        let Some(seen) = seen else { return Ok(()) };
+        wait_version(store, seen, limit).await?;
+        // With nothing appended, nothing else would stop a leader that was deposed.
+        check_level(member, level).await
+    }
+}
+
+async fn wait_version(store: &Arc<Store>, seen: Seen, limit: Duration) -> Result<(), Failure> {
+    let waiting = store.wait_applied(seen.version, seen.epoch);
+    match tokio::time::timeout(limit, waiting.resolved()).await {
+        Ok(Resolution::Applied) => Ok(()),
+        // Whatever was computed on it changed nothing.
+        Ok(Resolution::Dropped { .. }) | Err(_) => Err(Failure::NotLeader),
+    }
+}
+
+/// What a read level asks of this node now.
+pub async fn check_level(member: &Arc<Member>, level: ReadLevel) -> Result<(), Failure> {
+    match level {
+        ReadLevel::Local => Ok(()),
+        ReadLevel::Lease if member.lease_holds() => Ok(()),
+        ReadLevel::Lease | ReadLevel::Linearizable => member.confirm_by_quorum().await.map(|_| ()),
+    }
+}
+
+/// For rows that leave before their statement has ended: waits, before the first of them, until
+/// what they were read from is applied and the read level's check has passed.
+pub async fn before_first_row(
+    member: Arc<Member>,
+    store: Arc<Store>,
+    seen: Option<Seen>,
+    level: ReadLevel,
+) -> Result<(), SqlError> {
+    let Some(seen) = seen else { return Ok(()) };
+    let limit = member.options().commit_timeout;
+    let lost = |_| SqlError::new(ffi::SQLITE_IOERR, "leadership lost");
+    wait_version(&store, seen, limit).await.map_err(lost)?;
+    check_level(&member, level).await.map_err(lost)
+}
