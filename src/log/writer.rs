@@ -263,22 +263,17 @@ impl Writer {
 
     /// Writes and syncs the group, then calls back. After a failure it only calls back.
     fn end_group(&mut self) {
-        let failed = self.front.lock().failed.clone();
-        let result = match failed {
-            Some(failed) => Err(failed.error()),
-            None => self.write_group(),
-        };
-        if let Err(error) = &result {
-            let mut front = self.front.lock();
-            if front.failed.is_none() {
-                tracing::error!(%error, "the Raft log cannot be written");
-                front.failed = Some(Ended::failed(error));
-            }
+        let mut ended = self.front.lock().failed.clone();
+        if ended.is_none()
+            && let Err(error) = self.write_group()
+        {
+            tracing::error!(%error, "the Raft log cannot be written");
+            ended = Some(Ended::failed(&error));
+            self.front.lock().failed.clone_from(&ended);
         }
         let purges = std::mem::take(&mut self.building.purges);
         self.building.buf.truncate(SEGMENT_HEADER_BYTES);
         self.building.changes.clear();
-        let ended = result.as_ref().err().map(Ended::failed);
         for done in self.building.done.drain(..) {
             match &ended {
                 None => done(Ok(())),
