@@ -89,7 +89,7 @@ fn a_damaged_entry_that_is_read_later_is_named() {
 }
 
 /// Flipped bits, zeroed blocks, a block of another place: whatever opens must show what was
-/// written, and may miss at most the last group.
+/// written, and may miss at most the last group (or what one block at the very end covers).
 #[test]
 fn random_damage_is_detected_or_harmless() {
     let (disk, model) = ten_groups();
@@ -121,7 +121,12 @@ fn random_damage_is_detected_or_harmless() {
             Ok(log) => {
                 let got = Model::of(&log);
                 let n = index_span(&got);
-                assert!(n + 5 >= last, "damage {seed}, kind {kind}, in {path}: {n} entries left");
+                // A block may cover two groups of 760 bytes to the very end.
+                let missing_max = if kind == 0 { 5 } else { 10 };
+                assert!(
+                    n + missing_max >= last,
+                    "damage {seed}, kind {kind}, in {path}: {n} entries left"
+                );
                 assert!(model.entries.iter().take(got.entries.len()).eq(got.entries.iter()));
                 assert_eq!(got.state.last, Some(id(1, got.entries.len() as u64 - 1)));
             }
