@@ -284,3 +284,43 @@ fn a_callback_may_call_again() {
     log.append(entries(1, 0..1), Box::new(move |_| again.append(entries(1, 1..2), ignore())));
     assert_eq!(all(&log), entries(1, 0..2));
 }
+
+/// `cargo test --release -- --ignored --nocapture log_speed`: entries per second, by how many
+/// are under way at once.
+#[test]
+#[ignore = "a measurement"]
+fn log_speed() {
+    for under_way in [1, 16, 256, 4096] {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let disk = RealDisk::open(dir.path()).unwrap();
+        let log = Log::open(disk, Executor::Threads, LogOptions::default()).unwrap();
+        let (tell, told) = mpsc::sync_channel(under_way);
+        (0..under_way).for_each(|_| tell.send(()).unwrap());
+        let start = std::time::Instant::now();
+        let mut index = 0;
+        while start.elapsed().as_secs_f64() < 3.0 {
+            told.recv().unwrap();
+            let tell = tell.clone();
+            let done: Done = Box::new(move |result| {
+                result.unwrap();
+                let _ = tell.try_send(());
+            });
+            log.append(vec![entry(1, index, 300)], done);
+            index += 1;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        log.stop();
+        let metrics = log.metrics();
+        println!(
+            "{under_way:>5} under way: {:>8.0} entries/s, {:>6.0} syncs/s",
+            index as f64 / seconds,
+            metrics.groups.load(Ordering::Relaxed) as f64 / seconds,
+        );
+        drop(log);
+        let start = std::time::Instant::now();
+        let disk = RealDisk::open(dir.path()).unwrap();
+        let log = Log::open(disk, Executor::Threads, LogOptions::default()).unwrap();
+        let bytes = log.bytes_since(0);
+        println!("      reopening {} MiB took {:?}", bytes >> 20, start.elapsed());
+    }
+}
