@@ -13,7 +13,7 @@ pub mod real;
 use std::io;
 use std::sync::Arc;
 
-pub use fake::FakeDisk;
+pub use fake::{Cut, FakeDisk, Fault};
 pub use real::RealDisk;
 
 /// A data directory.
