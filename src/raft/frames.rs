@@ -60,6 +60,10 @@ pub mod kind {
     pub const INSTALLED: u8 = 54;
     /// The transfer failed, and why.
     pub const FAILED: u8 = 55;
+    /// One database of the offered snapshot.
+    pub const DATABASE: u8 = 56;
+    /// The receiver is at work.
+    pub const ALIVE: u8 = 57;
 }
 
 /// What a connection is for.
@@ -349,8 +353,7 @@ mod tests {
     use super::*;
 
     fn parse(bytes: &[u8]) -> Result<(u8, Bytes), Malformed> {
-        let header: &[u8; HEADER_BYTES] =
-            bytes.first_chunk().ok_or(Malformed("short header"))?;
+        let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Malformed("short header"))?;
         let header = Header::parse(header, limits::PEER_FRAME_BYTES_MAX)?;
         let body = bytes[HEADER_BYTES..].to_vec();
         header.check(&body)?;
@@ -376,7 +379,8 @@ mod tests {
     /// The golden bytes of docs/format.md.
     #[test]
     fn the_bytes_are_the_drawn_ones() {
-        let hello = Hello { version: 1, cluster: 0x0807_0605_0403_0201, from: 2, to: 3, channel: 2 };
+        let hello =
+            Hello { version: 1, cluster: 0x0807_0605_0403_0201, from: 2, to: 3, channel: 2 };
         let mut expected = vec![29, 0, 0, 0, kind::HELLO];
         let mut body = vec![1, 0, 0, 0];
         body.extend([1, 2, 3, 4, 5, 6, 7, 8]);
