@@ -7,8 +7,14 @@
 //!
 //! *Invariant*: no other module opens, renames or removes a file of the data directory.
 
+pub mod fake;
+pub mod real;
+
 use std::io;
 use std::sync::Arc;
+
+pub use fake::{Cut, FakeDisk, Fault};
+pub use real::RealDisk;
 
 /// A data directory.
 pub trait Disk: Send + Sync + 'static {
