@@ -60,6 +60,10 @@ pub mod kind {
     pub const INSTALLED: u8 = 54;
     /// The transfer failed, and why.
     pub const FAILED: u8 = 55;
+    /// One database of the offered snapshot.
+    pub const DATABASE: u8 = 56;
+    /// The receiver is at work.
+    pub const ALIVE: u8 = 57;
 }
 
 /// What a connection is for.

@@ -8,7 +8,16 @@
 //! | [`machine`] | the state machine |
 //! | [`membership`] | the membership in bytes |
 //! | [`fields`] | little-endian fields |
+//! | [`config`] | openraft's settings, and its timing explained |
+//! | [`lease`] | the guard of leases that a restarted node forgot |
+//! | [`network`] | openraft's network: the asking side of every peer connection |
+//! | [`peers`] | the answering side |
 //! | [`snapshot`] | the seam between the state machine and the transport of snapshots |
+//! | [`transfer`] | that transport |
+//! | [`append`], [`calls`] | the two kinds of client under `network` |
+//! | [`connection`] | frames on a stream, the hello |
+//! | [`frames`], [`messages`] | the same as values: frames and what they say |
+//! | [`membership`], [`fields`] | the membership in bytes; little-endian fields |
 //!
 //! *Invariant*: openraft's names appear in this module only, and nothing here blocks the
 //! asynchronous runtime with a system call on a file.
@@ -18,8 +27,19 @@ pub mod core;
 pub mod fields;
 pub mod frames;
 pub mod machine;
+pub mod append;
+pub mod calls;
+pub mod config;
+pub mod connection;
+pub mod fields;
+pub mod frames;
+pub mod lease;
 pub mod membership;
+pub mod messages;
+pub mod network;
+pub mod peers;
 pub mod snapshot;
+pub mod transfer;
 pub mod types;
 
 pub use self::core::{Core, CoreView, Raft, WriteFailure};
