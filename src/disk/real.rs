@@ -22,6 +22,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
+use rustix::io::retry_on_intr;
 
 use super::{Disk, DiskFile, SqliteLock};
 
@@ -209,7 +210,7 @@ impl DiskFile for RealFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        Ok(retry_on_intr(|| rustix::fs::fdatasync(&self.file))?)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -267,7 +268,7 @@ fn allocate(file: &File, len: u64) -> io::Result<()> {
     if len == 0 {
         return Ok(());
     }
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+    match retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len)) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::OPNOTSUPP) => {
             // No such call on this file system: write the zeros.

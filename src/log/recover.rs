@@ -195,10 +195,10 @@ fn read_head(
     }
     let later = find_later(&bytes, header.segment, tail.end, tail.group);
     if later.is_some() || header.group > tail.group {
-        return Err(damaged(header.segment, tail.end as u64, replay.state, later));
+        return Err(damaged(header.segment, tail.end as u64, tail.state, later));
     }
     let at = Some((header.segment, tail.end as u64));
-    no_later_group(disk, &recovered.unused, tail.group, next_index(replay.state), at)?;
+    no_later_group(disk, &recovered.unused, tail.group, next_index(tail.state), at)?;
     recovered.last_group = bytes[kept_end..tail.end].to_vec();
     recovered.group = tail.group;
     if kept_end == SEGMENT_HEADER_BYTES {
@@ -278,6 +278,8 @@ struct Tail {
     last_group_start: usize,
     /// The group of the record that should be at `end`.
     group: u64,
+    /// The log's state there.
+    state: LogState,
 }
 
 /// Walks over the valid records of a segment, until `visit` says no. A record that is valid but
@@ -291,6 +293,7 @@ fn scan(
         end: SEGMENT_HEADER_BYTES,
         last_group_start: SEGMENT_HEADER_BYTES,
         group: header.first_group,
+        state: header.state,
     };
     let mut chain = header.chain;
     let mut begins = true;
@@ -300,7 +303,7 @@ fn scan(
         chain = super::record::chain_after(&bytes[tail.end..], chain);
         if decoded.chain != chain || decoded.group != tail.group {
             let at = tail.end as u64;
-            return Err(damaged(header.segment, at, header.state, Some(decoded)));
+            return Err(damaged(header.segment, at, tail.state, Some(decoded)));
         }
         if begins {
             tail.last_group_start = tail.end;
@@ -309,6 +312,7 @@ fn scan(
             break;
         }
         tail.end += decoded.bytes;
+        tail.state.apply(&decoded.record);
         begins = decoded.last_of_group;
         if begins {
             tail.group = tail.group.max(header.group) + 1;

@@ -291,7 +291,7 @@ fn a_callback_may_call_again() {
 #[ignore = "a measurement"]
 fn log_speed() {
     for under_way in [1, 16, 256, 4096] {
-        let dir = tempfile::tempdir_in(".").unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(dir.path()).unwrap();
         let log = Log::open(disk, Executor::Threads, LogOptions::default()).unwrap();
         let (tell, told) = mpsc::sync_channel(under_way);

@@ -315,3 +315,33 @@ fn the_committed_index_is_never_synced_by_itself() {
     assert_eq!(open(&disk.cut(Cut::Lose)).state().committed, Some(id(1, 2)));
     assert!(disk.exists("log").unwrap());
 }
+
+#[test]
+fn a_cut_under_a_threaded_log_loses_nothing_acknowledged() {
+    for seed in 0..30 {
+        let disk = FakeDisk::unrecorded();
+        let log = Log::open(Arc::new(disk.clone()), Executor::Threads, super::SMALL).unwrap();
+        let acknowledged = Arc::new(Mutex::new(None));
+        let mut cut = None;
+        for index in 0..300 {
+            let acknowledged = acknowledged.clone();
+            let (now, at) = (acknowledged.clone(), 100 + seed * 5);
+            log.append(
+                vec![entry(1, index, 200)],
+                Box::new(move |result| *acknowledged.lock() = result.ok().map(|()| index)),
+            );
+            if index == at {
+                // First what was acknowledged, then the cut.
+                cut = Some((*now.lock(), disk.cut(Cut::Random(seed))));
+            }
+        }
+        log.stop();
+        assert_eq!(*acknowledged.lock(), Some(299));
+        let (acknowledged, disk) = cut.unwrap();
+        let log = open(&disk);
+        assert!(index_of(log.state().last) >= acknowledged, "seed {seed}");
+        let last = index_of(log.state().last).map_or(0, |last| last + 1);
+        let expected: Vec<_> = (0..last).map(|index| entry(1, index, 200)).collect();
+        assert_eq!(super::all(&log), expected, "seed {seed}");
+    }
+}

@@ -51,6 +51,32 @@ fn a_flipped_byte_in_the_middle_is_damage() {
 }
 
 #[test]
+fn a_flipped_byte_in_the_segment_that_was_being_filled_is_damage_too() {
+    let disk = FakeDisk::new();
+    let log = open(&disk);
+    for index in 0..6 {
+        wait(|done| log.append(entries(1, index..index + 1), done)).unwrap();
+    }
+    assert!(find(&disk, 0).0 == find(&disk, 5).0, "one segment");
+    for index in 0..6 {
+        let disk = disk.cut(crate::disk::Cut::Keep);
+        let (path, at) = find(&disk, index);
+        disk.flip(&path, at, &[1]).unwrap();
+        match try_open(&disk) {
+            Err(LogError::Damaged { first_index, last_index, .. }) => {
+                assert_eq!((first_index, last_index), (index, index));
+                assert!(index < 5);
+            }
+            Ok(log) => assert_eq!((index, all(&log)), (5, entries(1, 0..5))),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    // A second one, in the header, with all records valid.
+    disk.flip("log/0000000000000001.seg", 100, &[1]).unwrap();
+    assert!(matches!(try_open(&disk), Err(LogError::Damaged { .. })));
+}
+
+#[test]
 fn a_flipped_byte_in_the_very_last_group_is_a_torn_tail() {
     let (disk, model) = ten_groups();
     let (path, at) = find(&disk, 47);
