@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use tokio::sync::{Notify, watch};
 
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
+use crate::log::Log;
 use crate::pages::{Catalog, PagesError};
 use crate::raft::{Command, Core, WriteFailure};
 use crate::sqlite::{SqlError, TempSpace};
@@ -127,6 +128,7 @@ pub struct Member {
     id: NodeId,
     env: Env,
     core: Core,
+    log: Log,
     catalog: Arc<Catalog>,
     options: MemberOptions,
     space: Arc<TempSpace>,
@@ -145,6 +147,7 @@ impl Member {
         id: NodeId,
         env: Env,
         core: Core,
+        log: Log,
         catalog: Arc<Catalog>,
         space: Arc<TempSpace>,
         options: MemberOptions,
@@ -153,6 +156,7 @@ impl Member {
             id,
             env,
             core,
+            log,
             catalog,
             options,
             space,
@@ -228,6 +232,21 @@ impl Member {
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
         database.store().ensure_open(term);
         Ok(database)
+    }
+
+    /// Folds what is applied into the base files now, and tells the core.
+    pub async fn checkpoint(&self) -> Result<Option<u64>, Failure> {
+        let catalog = self.catalog.clone();
+        let done = self.env.executor.blocking(move || catalog.checkpoint()).await;
+        let covered = match done {
+            Some(Ok(covered)) => covered,
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(Failure::Stopped("the node is stopping".to_owned())),
+        };
+        let index = covered.last.map(|last| last.index);
+        self.log.set_purge_limit(index);
+        self.core.note_checkpoint().await;
+        Ok(index)
     }
 
     /// Appends a command that is not a delta and waits until it is applied.

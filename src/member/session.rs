@@ -21,9 +21,11 @@ use std::time::Duration;
 
 use rusqlite::ffi;
 
-use crate::base::limits;
+use crate::base::{Executor, limits};
 use crate::sqlite::connection::{Counters, Described, Surplus};
-use crate::sqlite::{Cancel, Column, Connection, Ran, RowSink, SqlError, Value, ValueRef, text};
+use crate::sqlite::{
+    Cancel, Column, Connection, Delivery, Ran, RowSink, SqlError, Value, ValueRef, text,
+};
 
 use super::database::{Borrowed, Database};
 use super::write::SlotGuard;
@@ -209,11 +211,9 @@ impl Session {
         if self.own.is_none() {
             self.check_level().await?;
             let reader = self.database.reader()?;
-            let described = self.member.env().executor.in_place(|| {
-                let bytes = reader.connection.first_statement_bytes(start);
-                let first = start.get(..bytes).unwrap_or(start);
-                Ok((reader.connection.describe(first)?, skipped + bytes))
-            });
+            let bytes = reader.connection.first_statement_bytes(start);
+            let first = start.get(..bytes).unwrap_or(start);
+            let described = reader.connection.describe(first).map(|d| (d, skipped + bytes));
             self.database.return_reader(reader);
             let (described, bytes): (Described, usize) = described.map_err(from_sql)?;
             if !described.needs_own_connection {
@@ -222,11 +222,9 @@ impl Session {
         }
         self.pin()?;
         let Some(own) = &self.own else { return Err(Failure::NotLeader) };
-        let described = self.member.env().executor.in_place(|| {
-            let bytes = own.connection.first_statement_bytes(start);
-            let first = start.get(..bytes).unwrap_or(start);
-            Ok((own.connection.describe(first)?, skipped + bytes))
-        });
+        let bytes = own.connection.first_statement_bytes(start);
+        let first = start.get(..bytes).unwrap_or(start);
+        let described = own.connection.describe(first).map(|d| (d, skipped + bytes));
         self.keeps |= own.connection.notes().keeps_connection;
         self.follow_transaction(false);
         described.map_err(from_sql)
@@ -316,19 +314,21 @@ impl Session {
             Ok(reader) => reader,
             Err(error) => return (Err(from_sql(error)), sql.len(), Some(sink)),
         };
-        let read = self.member.env().executor.in_place(|| {
-            let connection = &reader.connection;
-            let consumed = connection.first_statement_bytes(sql);
-            let statement = sql.get(..consumed).unwrap_or(sql);
-            let surplus = surplus(sql, consumed);
-            let described = connection.describe(statement)?;
+        let executor = self.member.env().executor;
+        let connection = &reader.connection;
+        let consumed = connection.first_statement_bytes(sql);
+        let statement = sql.get(..consumed).unwrap_or(sql);
+        let surplus = surplus(sql, consumed);
+        let read = connection.describe(statement).map(|described| {
             if described.needs_own_connection || !described.readonly {
-                return Ok((described, None, consumed));
+                return (described, None, consumed);
             }
-            let ran = connection.run(statement, &params, surplus, cancel, &mut sink);
+            let ran = read_statement(
+                executor, connection, statement, &params, surplus, cancel, &mut sink,
+            );
             let again = ran.is_err() && connection.notes().needs_own_connection;
             let needs_own_connection = described.needs_own_connection || again;
-            Ok((Described { needs_own_connection, ..described }, Some(ran), consumed))
+            (Described { needs_own_connection, ..described }, Some(ran), consumed)
         });
         self.database.return_reader(reader);
         match read {
@@ -350,9 +350,10 @@ impl Session {
         mut sink: S,
         debts: &mut Debts,
     ) -> (Result<Ran, Failure>, usize, Option<S>) {
-        if let Err(failure) = self.prepare_own(sql).await {
-            return (Err(failure), sql.len(), Some(sink));
-        }
+        let writes = match self.prepare_own(sql).await {
+            Ok(writes) => writes,
+            Err(failure) => return (Err(failure), sql.len(), Some(sink)),
+        };
         let Some(own) = &self.own else { return (Err(Failure::NotLeader), sql.len(), Some(sink)) };
         let connection = &own.connection;
         let (member, store) = (self.member.clone(), self.database.store().clone());
@@ -360,12 +361,16 @@ impl Session {
         sink.gate(Box::new(move || {
             Box::pin(debts::before_first_row(member, store, link.seen(), level))
         }));
-        let (result, consumed) = self.member.env().executor.in_place(|| {
-            let consumed = connection.first_statement_bytes(sql);
-            let statement = sql.get(..consumed).unwrap_or(sql);
-            let surplus = surplus(sql, consumed);
-            (connection.run(statement, &params, surplus, cancel, &mut sink), consumed)
-        });
+        let executor = self.member.env().executor;
+        let consumed = connection.first_statement_bytes(sql);
+        let statement = sql.get(..consumed).unwrap_or(sql);
+        let surplus = surplus(sql, consumed);
+        let result = if writes || self.slot.is_some() && kind_of(sql) != Kind::Perhaps {
+            sink.begin(Delivery::Hold);
+            executor.in_place(|| connection.run(statement, &params, surplus, cancel, &mut sink))
+        } else {
+            read_statement(executor, connection, statement, &params, surplus, cancel, &mut sink)
+        };
         let notes = connection.notes();
         self.keeps |= notes.keeps_connection;
         if let Some(millis) = notes.busy_timeout_ms {
@@ -387,31 +392,26 @@ impl Session {
     }
 
     /// Pins the session and, where the statement will write, takes room and the write slot.
-    async fn prepare_own(&mut self, sql: &str) -> Result<(), Failure> {
+    /// Whether it will write.
+    async fn prepare_own(&mut self, sql: &str) -> Result<bool, Failure> {
         self.pin()?;
         let Some(own) = &self.own else { return Err(Failure::NotLeader) };
-        if self.slot.is_some() {
-            return Ok(());
-        }
         let writes = begins_writing(sql) || {
             let connection = &own.connection;
-            let described = self.member.env().executor.in_place(|| {
-                let bytes = connection.first_statement_bytes(sql);
-                connection.describe(sql.get(..bytes).unwrap_or(sql))
-            });
+            let bytes = connection.first_statement_bytes(sql);
             // What does not prepare says so when it is run.
+            let described = connection.describe(sql.get(..bytes).unwrap_or(sql));
             described.is_ok_and(|described| !described.readonly && !described.explain)
         };
-        if !writes {
-            return Ok(());
+        if writes && self.slot.is_none() {
+            self.room().await?;
+            let slot = self.database.slot().hold(self.busy_timeout).await?;
+            if let Some(own) = &self.own {
+                own.connection.link().allow_write(true);
+            }
+            self.slot = Some(slot);
         }
-        self.room().await?;
-        let slot = self.database.slot().hold(self.busy_timeout).await?;
-        if let Some(own) = &self.own {
-            own.connection.link().allow_write(true);
-        }
-        self.slot = Some(slot);
-        Ok(())
+        Ok(writes)
     }
 
     /// Makes sure that the session has a connection of its own, of this epoch.
@@ -467,7 +467,7 @@ impl Session {
     }
 
     /// Waits for room in the run-ahead window.
-    async fn room(&self) -> Result<(), Failure> {
+    async fn room(&mut self) -> Result<(), Failure> {
         self.member.leading_term()?;
         let (store, options) = (self.database.store(), self.member.options());
         loop {
@@ -485,7 +485,7 @@ impl Session {
     }
 
     /// What the read level asks before a snapshot is taken.
-    async fn check_level(&self) -> Result<(), Failure> {
+    async fn check_level(&mut self) -> Result<(), Failure> {
         debts::check_level(&self.member, self.level).await
     }
 
@@ -558,6 +558,23 @@ fn surplus(sql: &str, consumed: usize) -> Surplus {
     }
 }
 
+/// Runs a statement that reads: quickly where it is, or with its rows leaving as they come.
+fn read_statement(
+    executor: Executor,
+    connection: &Connection,
+    statement: &str,
+    params: &[Value],
+    surplus: Surplus,
+    cancel: &Cancel,
+    sink: &mut dyn RowSink,
+) -> Result<Ran, SqlError> {
+    if let Some(ran) = connection.run_quickly(statement, params, surplus, cancel, sink) {
+        return ran;
+    }
+    sink.begin(Delivery::Stream);
+    executor.in_place(|| connection.run(statement, params, surplus, cancel, sink))
+}
+
 /// The job of the write executor: the first statement of `sql`.
 fn execute<S: RowSink>(
     connection: &Connection,
@@ -570,6 +587,7 @@ fn execute<S: RowSink>(
     let consumed = connection.first_statement_bytes(sql);
     let statement = sql.get(..consumed).unwrap_or(sql);
     connection.set_last_insert_rowid(counters.last_insert_rowid);
+    sink.begin(Delivery::Hold);
     let result = connection.run(statement, params, surplus(sql, consumed), cancel, &mut sink);
     let needs_own_connection = result.is_err() && connection.notes().needs_own_connection;
     Executed { result, sink, debts: Debts::of(connection), needs_own_connection, consumed }

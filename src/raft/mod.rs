@@ -6,8 +6,6 @@
 //! | [`command`] | what an entry's bytes say |
 //! | [`core`] | the running core, as the rest of the node sees it |
 //! | [`machine`] | the state machine |
-//! | [`membership`] | the membership in bytes |
-//! | [`fields`] | little-endian fields |
 //! | [`config`] | openraft's settings, and its timing explained |
 //! | [`lease`] | the guard of leases that a restarted node forgot |
 //! | [`network`] | openraft's network: the asking side of every peer connection |
@@ -22,18 +20,16 @@
 //! *Invariant*: openraft's names appear in this module only, and nothing here blocks the
 //! asynchronous runtime with a system call on a file.
 
+pub mod append;
+pub mod calls;
 pub mod command;
+pub mod config;
+pub mod connection;
 pub mod core;
 pub mod fields;
 pub mod frames;
-pub mod machine;
-pub mod append;
-pub mod calls;
-pub mod config;
-pub mod connection;
-pub mod fields;
-pub mod frames;
 pub mod lease;
+pub mod machine;
 pub mod membership;
 pub mod messages;
 pub mod network;

@@ -1,1 +1,19 @@
-//! (under construction)
+//! The doors of a node: one listener for clients and peers alike, told apart by the first eight
+//! bytes; and the gateway, which speaks the dqlite protocol with one client.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`listen`] | addresses, sockets, the accept loop |
+//! | [`gateway`] | one client's connection: requests in, answers out |
+//! | `request` | what each request does |
+//! | `sink` | rows, from SQLite straight into messages |
+//!
+//! *Invariant*: no door decides what is true; it asks `member` and says what it was told. Memory
+//! for a connection is bounded by what it sent and by one batch of rows.
+
+pub mod gateway;
+pub mod listen;
+mod request;
+mod sink;
+
+pub use listen::{Listener, serve};

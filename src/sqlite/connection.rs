@@ -31,6 +31,9 @@ const STATEMENT_CACHE_CAPACITY: usize = 64;
 /// The progress handler looks for a cancel after this many steps of SQLite's virtual machine.
 const PROGRESS_STEPS: i32 = 1000;
 
+/// A quick statement may take this many looks of the progress handler: well below a millisecond.
+const QUICK_LOOKS_MAX: i64 = 8;
+
 /// A statement's text may be this long.
 const SQL_BYTES_MAX: i32 = 16 << 20;
 
@@ -134,11 +137,29 @@ pub trait RowSink {
     /// One row. An error ends the statement, and undoes what it changed.
     fn row(&mut self, values: &[ValueRef<'_>]) -> Result<(), SqlError>;
 
+    /// A statement begins (again), and its rows are delivered so. Whether that can be done: rows
+    /// that have left cannot be taken back.
+    fn begin(&mut self, delivery: Delivery) -> bool {
+        let _ = delivery;
+        true
+    }
+
     /// What has to be waited for before the first row may leave, where rows leave before the
     /// statement has ended.
     fn gate(&mut self, gate: Gate) {
         drop(gate);
     }
+}
+
+/// How the rows of a statement are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// In one batch; where that is not enough the statement is run again as `Stream`.
+    Quick,
+    /// In batches that leave while the statement runs; the sink may wait.
+    Stream,
+    /// All are held until the statement has ended.
+    Hold,
 }
 
 /// See [`RowSink::gate`].
@@ -226,6 +247,8 @@ pub struct Connection {
     guard: Guard,
     space: Arc<TempSpace>,
     cancel: Arc<Mutex<Option<Cancel>>>,
+    /// Looks of the progress handler that a quick statement has left.
+    budget: Arc<AtomicI64>,
     counters: Arc<SeededCounters>,
 }
 
@@ -250,6 +273,7 @@ impl Connection {
             guard: Guard::new(options.shared),
             space: options.space.clone(),
             cancel: Arc::default(),
+            budget: Arc::new(AtomicI64::new(i64::MAX)),
             counters: Arc::default(),
         };
         connection.configure(options)?;
@@ -273,11 +297,12 @@ impl Connection {
         raw.authorizer(Some(move |context: rusqlite::hooks::AuthContext<'_>| {
             guard.authorize(&context)
         }))?;
-        let cancel = self.cancel.clone();
-        raw.progress_handler(
-            PROGRESS_STEPS,
-            Some(move || cancel.lock().as_ref().is_some_and(Cancel::is_cancelled)),
-        )?;
+        let (cancel, budget) = (self.cancel.clone(), self.budget.clone());
+        let stop = move || {
+            budget.fetch_sub(1, Ordering::Relaxed) <= 0
+                || cancel.lock().as_ref().is_some_and(Cancel::is_cancelled)
+        };
+        raw.progress_handler(PROGRESS_STEPS, Some(stop))?;
         if !options.shared {
             self.override_counters()?;
         }
@@ -406,6 +431,27 @@ impl Connection {
         let ran = self.space.used_by(|| self.run_inner(sql, params, surplus, sink));
         *self.cancel.lock() = None;
         ran.map_err(|error| self.explain(error))
+    }
+
+    /// As [`Connection::run`] for a statement that reads, given up after a bounded number of
+    /// steps, or when its rows exceed one batch: `None`, and nothing has happened.
+    pub fn run_quickly(
+        &self,
+        sql: &str,
+        params: &[Value],
+        surplus: Surplus,
+        cancel: &Cancel,
+        sink: &mut dyn RowSink,
+    ) -> Option<Result<Ran, SqlError>> {
+        if !sink.begin(Delivery::Quick) {
+            return None;
+        }
+        self.budget.store(QUICK_LOOKS_MAX, Ordering::Relaxed);
+        let ran = self.run(sql, params, surplus, cancel, sink);
+        self.budget.store(i64::MAX, Ordering::Relaxed);
+        let given_up =
+            |error: &SqlError| error.primary() == ffi::SQLITE_INTERRUPT && !cancel.is_cancelled();
+        if ran.as_ref().is_err_and(given_up) { None } else { Some(ran) }
     }
 
     fn run_inner(

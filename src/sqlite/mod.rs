@@ -15,7 +15,8 @@ pub mod text;
 mod vfs;
 
 pub use connection::{
-    Cancel, Column, Connection, ConnectionOptions, Gate, Ran, RowSink, SqlError, Surplus, Value,
+    Cancel, Column, Connection, ConnectionOptions, Delivery, Gate, Ran, RowSink, SqlError, Surplus,
+    Value,
 };
 pub use link::{Published, Seen, View};
 pub use rusqlite::types::ValueRef;

@@ -1,0 +1,152 @@
+//! One client's connection: frames in, answers out, in order. While a statement runs, the
+//! connection goes on reading, so that an Interrupt reaches it and a client that went away ends
+//! it.
+//!
+//! *Invariant*: each request gets its documented answer, in the order of the requests; exactly one
+//! Empty answers an Interrupt, also where it stands for the end of an interrupted query.
+
+use std::collections::VecDeque;
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+
+use crate::raft::connection::PeerStream;
+use crate::sqlite::Cancel;
+use crate::wire::{Frame, FrameDecoder, Handshake, request};
+
+use super::listen::Doors;
+use super::request::{Client, Reply};
+
+/// Requests that a client may send ahead.
+const AHEAD_MAX: usize = 64;
+
+/// Batches of rows between the statement and the socket.
+const PARTS_AHEAD_MAX: usize = 2;
+
+struct Socket {
+    read: ReadHalf<Box<dyn PeerStream>>,
+    write: WriteHalf<Box<dyn PeerStream>>,
+    decoder: FrameDecoder,
+    ahead: VecDeque<Frame>,
+    ended: bool,
+}
+
+impl Socket {
+    /// Reads once; frames that are whole afterwards are kept.
+    async fn read_more(&mut self) -> io::Result<()> {
+        let got = self.read.read_buf(self.decoder.space()).await?;
+        if got == 0 {
+            self.ended = true;
+            return Ok(());
+        }
+        self.take_frames()
+    }
+
+    fn take_frames(&mut self) -> io::Result<()> {
+        while self.ahead.len() < AHEAD_MAX {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => self.ahead.push_back(frame),
+                Ok(None) => break,
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn interrupted(&self) -> bool {
+        self.ahead.iter().any(|frame| frame.header.kind == request::kind::INTERRUPT)
+    }
+}
+
+/// Serves one client until it goes away, breaks the protocol, or the node stops.
+pub async fn serve(
+    stream: Box<dyn PeerStream>,
+    handshake: Handshake,
+    doors: &Doors,
+    stopping: watch::Receiver<bool>,
+) {
+    let (read, write) = tokio::io::split(stream);
+    let decoder = FrameDecoder::new(doors.frame_bytes_max);
+    let mut socket = Socket { read, write, decoder, ahead: VecDeque::new(), ended: false };
+    let mut client = Client::new(doors.member.clone(), handshake);
+    match converse(&mut socket, &mut client, stopping).await {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(%error, "a client broke the protocol; its connection was closed");
+        }
+        Err(error) => tracing::debug!(%error, "a client's connection ended"),
+    }
+}
+
+async fn converse(
+    socket: &mut Socket,
+    client: &mut Client,
+    mut stopping: watch::Receiver<bool>,
+) -> io::Result<()> {
+    loop {
+        socket.take_frames()?;
+        let Some(frame) = socket.ahead.pop_front() else {
+            if socket.ended {
+                return Ok(());
+            }
+            let idle_max = client.idle_max();
+            tokio::select! {
+                read = socket.read_more() => read?,
+                () = sleep_some(idle_max) => client.expire(),
+                _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+            }
+            continue;
+        };
+        let mut out = BytesMut::new();
+        if client.answer_at_once(&frame, &mut out)? {
+            socket.write.write_all(&out).await?;
+            continue;
+        }
+        run(socket, client, frame).await?;
+    }
+}
+
+/// Waits for a time, or for ever.
+async fn sleep_some(time: Option<std::time::Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs a request that may take long in a task of its own, and minds the socket meanwhile.
+async fn run(socket: &mut Socket, client: &mut Client, frame: Frame) -> io::Result<()> {
+    let cancel = Cancel::default();
+    let (parts, mut rows) = mpsc::channel(PARTS_AHEAD_MAX);
+    let mut task = client.start(frame, cancel.clone(), parts);
+    let mut open = true;
+    let reply = loop {
+        if socket.interrupted() || socket.ended {
+            cancel.cancel();
+        }
+        tokio::select! {
+            biased;
+            part = rows.recv(), if open => match part {
+                Some(part) => socket.write.write_all(&part).await?,
+                None => open = false,
+            },
+            done = &mut task => break done,
+            read = socket.read_more(), if !socket.ended && socket.ahead.len() < AHEAD_MAX => read?,
+        }
+    };
+    let Ok((back, reply)) = reply else {
+        return Err(io::Error::other("a request ended by a panic"));
+    };
+    client.finish(back);
+    while let Ok(part) = rows.try_recv() {
+        socket.write.write_all(&part).await?;
+    }
+    match reply {
+        Reply::Message(message) => socket.write.write_all(&message).await,
+        // The Empty that answers the Interrupt is the end of the query too.
+        Reply::Interrupted => Ok(()),
+        Reply::Close(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+    }
+}

@@ -1,0 +1,478 @@
+//! What each request of a client does: the state of one connection (its database, its prepared
+//! statements, its session) and the answers.
+//!
+//! *Invariant*: the checks come in the documented order: leader, database, statement, parameters.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::base::DatabaseName;
+use crate::member::{Failure, Member, ReadLevel, Session};
+use crate::sqlite::{Cancel, Ran, Value};
+use crate::wire::error::Answer;
+use crate::wire::request::{self, HELLO_FOLLOWER_READS};
+use crate::wire::response::{self, Digest, NodeInfo};
+use crate::wire::{self, Frame, Handshake, Params, Request, Response, Text, code};
+
+use super::sink::RowsSink;
+
+/// dqlite's answer to Client; nobody enforces it.
+const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
+
+/// Prepared statements of a connection.
+const STATEMENTS_MAX: usize = 4096;
+
+/// The answer to a request.
+pub enum Reply {
+    /// A message (or several).
+    Message(BytesMut),
+    /// Nothing: the Interrupt that ended it is answered instead.
+    Interrupted,
+    /// The connection is closed.
+    Close(String),
+}
+
+/// An error on its way to the client.
+struct Refusal {
+    code: u64,
+    text: String,
+}
+
+impl Refusal {
+    fn new(code: u64, text: &str) -> Refusal {
+        Refusal { code, text: text.to_owned() }
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        let code = match &failure {
+            Failure::Sql(error) => u64::try_from(error.code).unwrap_or(code::ERROR),
+            Failure::NotLeader => code::NOT_LEADER,
+            Failure::LeadershipLost => code::LEADERSHIP_LOST,
+            Failure::Busy => code::BUSY,
+            Failure::EmptyStatement => code::NONE,
+            Failure::Interrupted => code::INTERRUPT,
+            Failure::BindParameters | Failure::RowsYielded | Failure::NonemptyTail => code::ERROR,
+            Failure::Stopped(_) => code::IOERR,
+        };
+        Refusal { code, text: failure.to_string() }
+    }
+}
+
+#[derive(Clone)]
+struct Prepared {
+    sql: String,
+}
+
+/// What a connection has open.
+struct Open {
+    session: Session,
+    statements: Vec<Option<Prepared>>,
+    /// The term it was opened in; `None` on a node that need not lead.
+    term: Option<u64>,
+}
+
+/// The state of one connection.
+pub struct Client {
+    member: Arc<Member>,
+    legacy: bool,
+    follower_reads: bool,
+    level: ReadLevel,
+    open: Option<Box<Open>>,
+}
+
+impl Client {
+    /// A connection that has just said its protocol.
+    pub fn new(member: Arc<Member>, handshake: Handshake) -> Client {
+        Client {
+            member,
+            legacy: handshake == Handshake::Legacy,
+            follower_reads: false,
+            level: ReadLevel::Linearizable,
+            open: None,
+        }
+    }
+
+    /// How long the connection may be idle in its open transaction.
+    pub fn idle_max(&self) -> Option<Duration> {
+        self.open.as_ref().and_then(|open| open.session.idle_max())
+    }
+
+    /// It was idle for longer.
+    pub fn expire(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.session.expire();
+        }
+    }
+
+    /// Answers what needs no waiting. `false` for requests that [`Client::start`] runs.
+    pub fn answer_at_once(&mut self, frame: &Frame, out: &mut BytesMut) -> io::Result<bool> {
+        let request = match Request::decode(frame) {
+            Ok(request) => request,
+            Err(error) => match error.answer() {
+                Answer::Close => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                Answer::Failure { code, text } => {
+                    put(out, &failure(code, text));
+                    return Ok(true);
+                }
+            },
+        };
+        let response = match request {
+            Request::Leader => self.leader(),
+            Request::Client { .. } => {
+                Response::Welcome { heartbeat_timeout_ms: HEARTBEAT_TIMEOUT_MS }
+            }
+            Request::Interrupt { .. } => Response::Empty,
+            Request::Cluster { format } => self.cluster(format),
+            Request::Finalize { statement, .. } => self.finalize(statement),
+            Request::Hello { flags, .. } => {
+                self.follower_reads = flags & HELLO_FOLLOWER_READS != 0;
+                let version = wire::EXTENSION_VERSION;
+                Response::HelloOk { version, node: self.member.id() }
+            }
+            Request::ReadLevel { level, .. } => self.read_level(level),
+            Request::Databases => {
+                let names = self.member.catalog().all();
+                let names = names.iter().map(|store| Text::from(store.name().as_str())).collect();
+                Response::DatabasesOk { names }
+            }
+            Request::Connect { .. }
+            | Request::Add { .. }
+            | Request::Assign { .. }
+            | Request::Remove { .. }
+            | Request::Dump { .. }
+            | Request::Transfer { .. }
+            | Request::Describe { .. }
+            | Request::Weight { .. } => failure(code::PARSE, code::UNKNOWN_REQUEST),
+            _ => return Ok(false),
+        };
+        put(out, &response);
+        Ok(true)
+    }
+
+    fn leader(&self) -> Response {
+        let (id, address) = self.member.leadership().leader.unwrap_or_default();
+        let address = Text::from(address.as_str());
+        if self.legacy { Response::NodeLegacy { address } } else { Response::Node { id, address } }
+    }
+
+    fn cluster(&self, format: u64) -> Response {
+        if format > 1 {
+            return failure(code::PARSE, code::BAD_CLUSTER_FORMAT);
+        }
+        let role = |votes: bool| {
+            let role = if votes { request::Role::Voter } else { request::Role::Standby };
+            (format == 1).then(|| role.code())
+        };
+        let nodes = self.member.leadership().members.into_iter();
+        let nodes = nodes.map(|(id, address, votes)| NodeInfo {
+            id,
+            address: Text::from(address.as_str()),
+            role: role(votes),
+        });
+        Response::Nodes { nodes: nodes.collect() }
+    }
+
+    fn read_level(&mut self, level: u64) -> Response {
+        self.level = match request::ReadLevel::from_code(level) {
+            Some(request::ReadLevel::Linearizable) => ReadLevel::Linearizable,
+            Some(request::ReadLevel::Lease) => ReadLevel::Lease,
+            Some(request::ReadLevel::Local) => ReadLevel::Local,
+            None => return failure(code::ERROR, "unknown read level"),
+        };
+        if let Some(open) = &mut self.open {
+            open.session.set_level(self.level);
+        }
+        Response::Empty
+    }
+
+    fn finalize(&mut self, statement: u32) -> Response {
+        let Some(open) = &mut self.open else {
+            return failure(code::NOTFOUND, code::NO_DATABASE);
+        };
+        let slot = usize::try_from(statement).ok().and_then(|at| open.statements.get_mut(at));
+        match slot.and_then(Option::take) {
+            Some(_) => Response::Empty,
+            None => failure(code::NOTFOUND, code::NO_STATEMENT),
+        }
+    }
+
+    /// Runs a request in a task of its own, which holds the connection's state meanwhile.
+    pub fn start(
+        &mut self,
+        frame: Frame,
+        cancel: Cancel,
+        parts: mpsc::Sender<BytesMut>,
+    ) -> JoinHandle<(Client, Reply)> {
+        let mut client = Client {
+            member: self.member.clone(),
+            open: self.open.take(),
+            legacy: self.legacy,
+            follower_reads: self.follower_reads,
+            level: self.level,
+        };
+        tokio::spawn(async move {
+            let reply = client.reply(&frame, &cancel, parts).await;
+            (client, reply)
+        })
+    }
+
+    /// Takes the state back.
+    pub fn finish(&mut self, back: Client) {
+        *self = back;
+    }
+
+    async fn reply(
+        &mut self,
+        frame: &Frame,
+        cancel: &Cancel,
+        parts: mpsc::Sender<BytesMut>,
+    ) -> Reply {
+        let request = match Request::decode(frame) {
+            Ok(request) => request,
+            Err(error) => return Reply::Close(error.to_string()),
+        };
+        let answered = match request {
+            Request::Open { name, .. } => self.open(&name).await,
+            Request::Prepare { sql, tail, .. } => self.prepare(&sql, tail).await,
+            Request::Exec { statement, params, .. } => match self.prepared(statement).await {
+                Ok(sql) => self.exec(&sql, &params, cancel).await,
+                Err(refusal) => Err(refusal),
+            },
+            Request::ExecSql { sql, params, .. } => match self.check_open().await {
+                Ok(()) => match text(&sql) {
+                    Ok(sql) => self.exec(sql, &params, cancel).await,
+                    Err(refusal) => Err(refusal),
+                },
+                Err(refusal) => Err(refusal),
+            },
+            Request::Query { statement, params, .. } => match self.prepared(statement).await {
+                Ok(sql) => return self.query(&sql, &params, cancel, parts).await,
+                Err(refusal) => Err(refusal),
+            },
+            Request::QuerySql { sql, params, .. } => match self.check_open().await {
+                Ok(()) => match text(&sql) {
+                    Ok(sql) => return self.query(sql, &params, cancel, parts).await,
+                    Err(refusal) => Err(refusal),
+                },
+                Err(refusal) => Err(refusal),
+            },
+            Request::Digest { database, flags } => self.digest(&database, flags).await,
+            Request::Checkpoint { .. } => self.checkpoint().await,
+            _ => Err(Refusal::new(code::PARSE, code::UNKNOWN_REQUEST)),
+        };
+        let response = answered.unwrap_or_else(|refusal| failure(refusal.code, &refusal.text));
+        let mut out = BytesMut::new();
+        put(&mut out, &response);
+        Reply::Message(out)
+    }
+
+    /// The database must be open, and in the term it was opened in.
+    async fn check_open(&mut self) -> Result<(), Refusal> {
+        let leading = self.member.leading_term();
+        let lost = match (&self.open, leading) {
+            (Some(open), Ok(term)) => open.term.is_some_and(|of| of != term),
+            (Some(open), Err(_)) => open.term.is_some(),
+            (None, Err(failure)) if !self.follower_reads => return Err(failure.into()),
+            (None, _) => return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE)),
+        };
+        if lost {
+            self.open = None;
+            self.member.leading_term()?;
+            return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, name: &Text) -> Result<Response, Refusal> {
+        let invalid = || Refusal::new(code::ERROR, code::INVALID_NAME);
+        let term = match self.member.leading_term() {
+            Ok(term) => Some(term),
+            Err(_) if self.follower_reads => None,
+            Err(failure) => return Err(failure.into()),
+        };
+        if let Some(open) = &self.open {
+            if open.term.is_none_or(|of| Some(of) == term) {
+                return Err(Refusal::new(code::BUSY, code::ALREADY_OPEN));
+            }
+            self.open = None;
+        }
+        let name = name.as_str().ok_or_else(invalid)?;
+        let name = DatabaseName::new(name).map_err(|_| invalid())?;
+        let database = match term {
+            Some(_) => self.member.open_database(&name).await?,
+            None => self.member.find_database(&name).ok_or_else(|| {
+                Refusal::new(code::ERROR, &format!("no database {name} on this member"))
+            })?,
+        };
+        let mut session = Session::new(self.member.clone(), database);
+        session.set_level(self.level);
+        let term = if self.follower_reads { None } else { term };
+        self.open = Some(Box::new(Open { session, statements: Vec::new(), term }));
+        Ok(Response::Db { id: 0 })
+    }
+
+    async fn prepare(&mut self, sql: &Text, tail: bool) -> Result<Response, Refusal> {
+        self.check_open().await?;
+        let sql = text(sql)?;
+        let Some(open) = &mut self.open else {
+            return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
+        };
+        let (described, bytes) = open.session.describe(sql).await?;
+        let rest = sql.get(bytes..).unwrap_or_default();
+        if !tail && !crate::sqlite::text::is_blank(rest) {
+            return Err(Failure::NonemptyTail.into());
+        }
+        let free = open.statements.iter().position(Option::is_none);
+        let at = free.unwrap_or(open.statements.len());
+        if at >= STATEMENTS_MAX {
+            return Err(Refusal::new(code::ERROR, "too many prepared statements"));
+        }
+        let prepared = Prepared { sql: sql.get(..bytes).unwrap_or(sql).to_owned() };
+        if at == open.statements.len() {
+            open.statements.push(Some(prepared));
+        } else if let Some(slot) = open.statements.get_mut(at) {
+            *slot = Some(prepared);
+        }
+        Ok(Response::Stmt {
+            database: 0,
+            statement: u32::try_from(at).unwrap_or(u32::MAX),
+            params: u64::try_from(described.parameters).unwrap_or(u64::MAX),
+            tail: tail.then(|| u64::try_from(bytes).unwrap_or(u64::MAX)),
+        })
+    }
+
+    async fn prepared(&mut self, statement: u32) -> Result<String, Refusal> {
+        self.check_open().await?;
+        let at = usize::try_from(statement).unwrap_or(usize::MAX);
+        let open = self.open.as_ref();
+        let prepared = open.and_then(|open| open.statements.get(at)).and_then(Option::as_ref);
+        match prepared {
+            Some(prepared) => Ok(prepared.sql.clone()),
+            None => Err(Refusal::new(code::NOTFOUND, code::NO_STATEMENT)),
+        }
+    }
+
+    async fn exec(
+        &mut self,
+        sql: &str,
+        params: &Params,
+        cancel: &Cancel,
+    ) -> Result<Response, Refusal> {
+        let values = values(params)?;
+        let Some(open) = &mut self.open else {
+            return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
+        };
+        let Ran { last_insert_rowid, changes, .. } = open.session.exec(sql, values, cancel).await?;
+        // The protocol's count has 32 bits.
+        let rows_affected = changes & u64::from(u32::MAX);
+        Ok(Response::Result { last_insert_id: last_insert_rowid, rows_affected })
+    }
+
+    async fn query(
+        &mut self,
+        sql: &str,
+        params: &Params,
+        cancel: &Cancel,
+        parts: mpsc::Sender<BytesMut>,
+    ) -> Reply {
+        let refuse = |refusal: Refusal| {
+            let mut out = BytesMut::new();
+            put(&mut out, &failure(refusal.code, &refusal.text));
+            Reply::Message(out)
+        };
+        let values = match values(params) {
+            Ok(values) => values,
+            Err(refusal) => return refuse(refusal),
+        };
+        let Some(open) = &mut self.open else {
+            return refuse(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
+        };
+        let (ran, sink) = open.session.query(sql, values, cancel, RowsSink::new(parts)).await;
+        match (ran, sink) {
+            (Ok(_), Some(sink)) => match sink.finish() {
+                Ok(message) => Reply::Message(message),
+                Err(error) => Reply::Close(error.to_string()),
+            },
+            (Err(Failure::Interrupted), _) if cancel.is_cancelled() => Reply::Interrupted,
+            (Err(failure), _) => refuse(failure.into()),
+            (Ok(_), None) => Reply::Close("the rows of a statement were lost".to_owned()),
+        }
+    }
+
+    async fn digest(&mut self, database: &Text, flags: u64) -> Result<Response, Refusal> {
+        let unknown = || Refusal::new(code::DUMP_NOTFOUND, code::NO_SUCH_DATABASE);
+        let name = DatabaseName::new(database.as_str().ok_or_else(unknown)?);
+        let store = name.ok().and_then(|name| self.member.catalog().by_name(&name));
+        let store = store.ok_or_else(unknown)?;
+        if flags & request::DIGEST_DEEP != 0 {
+            let deep = store.clone();
+            // What it finds is kept as the store's state.
+            let _ = self.member.env().executor.blocking(move || deep.verify()).await;
+        }
+        let point = store.applied();
+        let (low, high) = (point.digest & u128::from(u64::MAX), point.digest >> 64);
+        let word = |part: u128| u64::try_from(part).unwrap_or(0);
+        Ok(Response::DigestOk(Digest {
+            member: self.member.id(),
+            database: store.id(),
+            version: point.version,
+            log_index: self.member.core().applied_index().unwrap_or(0),
+            digest: [word(low), word(high)],
+            pages: u64::from(point.page_count),
+            state: match store.damage() {
+                None => response::DIGEST_HEALTHY,
+                Some(_) => response::DIGEST_DAMAGED,
+            },
+        }))
+    }
+
+    async fn checkpoint(&mut self) -> Result<Response, Refusal> {
+        match self.member.checkpoint().await {
+            Ok(_) => Ok(Response::Empty),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+}
+
+fn failure(code: u64, text: &str) -> Response {
+    Response::Failure { code, message: Text::from(text) }
+}
+
+fn put(out: &mut BytesMut, response: &Response) {
+    if let Err(error) = response.encode(out) {
+        tracing::error!(%error, "an answer could not be encoded");
+    }
+}
+
+/// SQL is UTF-8.
+fn text(sql: &Text) -> Result<&str, Refusal> {
+    sql.as_str().ok_or_else(|| Refusal::new(code::ERROR, "the statement is not UTF-8"))
+}
+
+fn values(params: &Params) -> Result<Vec<Value>, Refusal> {
+    let bad = |_| Refusal::new(code::ERROR, code::BIND_PARAMETERS);
+    params
+        .iter()
+        .map(|param| {
+            Ok(match param.map_err(bad)? {
+                wire::ValueRef::Null => Value::Null,
+                wire::ValueRef::Integer(value) | wire::ValueRef::UnixTime(value) => {
+                    Value::Integer(value)
+                }
+                wire::ValueRef::Boolean(value) => Value::Integer(i64::from(value)),
+                wire::ValueRef::Float(value) => Value::Real(value),
+                wire::ValueRef::Text(text) | wire::ValueRef::Iso8601(text) => {
+                    Value::Text(text.to_vec())
+                }
+                wire::ValueRef::Blob(blob) => Value::Blob(blob.to_vec()),
+            })
+        })
+        .collect()
+}
