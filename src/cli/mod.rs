@@ -6,6 +6,8 @@
 //!
 //! *Invariant*: nothing below this module prints, reads the command line or decides an exit code.
 
+pub mod shell;
+pub mod table;
 mod args;
 pub mod ask;
 mod config;
