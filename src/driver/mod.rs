@@ -1,1 +1,232 @@
-//! (under construction)
+//! The client: finds the leader, keeps a bounded pool of connections to it, repeats only what was
+//! certainly not executed, and says so when nobody can know what became of a write.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), quire::driver::DriverError> {
+//! use quire::driver::{Client, Options};
+//! use quire::params;
+//!
+//! let members = ["10.0.0.1:9001", "10.0.0.2:9001", "10.0.0.3:9001"];
+//! let client = Client::new(members, Options::default())?;
+//! let shop = client.database("shop");
+//! shop.execute("INSERT INTO orders(item, count) VALUES (?, ?)", params!["tea", 2]).await?;
+//! let rows = shop.query("SELECT item, count FROM orders", params![]).await?;
+//! # let _ = rows; Ok(())
+//! # }
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `address` | addresses, and the door to the network ([`Dial`]) |
+//! | `connection` | one connection: a request and its answer |
+//! | `leader` | the search for the leader, one for all callers |
+//! | `pool` | connections lent and returned |
+//! | `call` | a call with its retries: the rule of what may be repeated |
+//! | `database`, `session`, `rows` | what callers hold: databases, transactions, results |
+//! | `sql` | where statements end, and which of them only read |
+//!
+//! It speaks plain dqlite, to a dqlite server too; what goes beyond it (read levels, reads on a
+//! follower, digests) is asked for with Hello and done without where the server does not know it.
+//!
+//! *Invariant*: every wait has a deadline, every queue a bound, and `driver` never imports
+//! `member`.
+
+mod address;
+mod call;
+mod connection;
+mod database;
+mod error;
+mod leader;
+mod params;
+mod pool;
+mod rows;
+mod session;
+pub mod sql;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use address::{Dial, PlainDial, Stream};
+pub use database::{Database, Statement};
+pub use error::{Attempt, DriverError, Outcome};
+pub use rows::{ExecResult, RowStream, Rows};
+pub use session::{Begin, Session, Transaction};
+
+pub use crate::wire::response::Digest;
+pub use crate::wire::{NodeInfo, ReadLevel, Text, Value};
+
+use crate::base::{Env, Randomness};
+use crate::wire::{Request, Response};
+use call::{Call, Effect, Op, Target, unexpected};
+use connection::Level;
+use leader::Leaders;
+use pool::Pool;
+
+/// The bounds of a client, and what is ambient to it.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a call may take in all, the search for a leader and its repetitions included;
+    /// [`Database::timeout`] sets another bound.
+    pub call_timeout: Duration,
+    /// How long connecting to one address may take.
+    pub dial_timeout: Duration,
+    /// How long one address may take to say who leads, once connected.
+    pub probe_timeout: Duration,
+    /// How many connections the client has at most.
+    pub connections_max: usize,
+    /// How many bytes a collected result has at most; a stream has no bound.
+    pub result_bytes_max: usize,
+    /// The way to servers.
+    pub dial: Arc<dyn Dial>,
+    /// For jitter.
+    pub random: Arc<dyn Randomness>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            call_timeout: Duration::from_secs(15),
+            dial_timeout: Duration::from_secs(3),
+            probe_timeout: Duration::from_secs(2),
+            connections_max: 16,
+            result_bytes_max: 256 << 20,
+            dial: Arc::new(PlainDial),
+            random: Env::real().random,
+        }
+    }
+}
+
+/// The way to a cluster, or to one member of it. Clones share its connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: Arc<Options>,
+    target: Target,
+    pool: Arc<Pool>,
+}
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// The node.
+    pub id: u64,
+    /// Its address.
+    pub address: String,
+}
+
+impl Client {
+    /// A client of the cluster that has (some of) its members at these addresses. Nobody is asked
+    /// before the first call. Must live within a tokio runtime.
+    pub fn new<A: Into<String>>(
+        addresses: impl IntoIterator<Item = A>,
+        options: Options,
+    ) -> Result<Client, DriverError> {
+        let addresses: Vec<String> = addresses.into_iter().map(A::into).collect();
+        if addresses.is_empty() {
+            return Err(DriverError::Invalid("no address given".to_owned()));
+        }
+        addresses.iter().try_for_each(|address| address::check(address))?;
+        let options = Arc::new(options);
+        let leaders = Leaders::new(addresses, options.clone());
+        Ok(Client::with_target(options, Target::Leader(Arc::new(leaders))))
+    }
+
+    fn with_target(options: Arc<Options>, target: Target) -> Client {
+        let pool = Pool::new(options.connections_max);
+        Client { inner: Arc::new(Inner { options, target, pool }) }
+    }
+
+    /// A client of one member, leader or not: for local reads, digests and administration. It
+    /// never asks who leads and follows nobody.
+    pub fn at(&self, address: &str) -> Result<Client, DriverError> {
+        address::check(address)?;
+        let target = Target::Member(address.into());
+        Ok(Client::with_target(self.inner.options.clone(), target))
+    }
+
+    /// A handle on a database. It is opened when it is first used.
+    pub fn database(&self, name: &str) -> Database {
+        Database::new(self.clone(), name, self.inner.options.call_timeout)
+    }
+
+    /// Who leads, according to the leader itself (or to the one member that this client is of).
+    pub async fn leader(&self) -> Result<Leader, DriverError> {
+        match self.request(Request::Leader).await? {
+            Response::Node { id, address } => Ok(Leader { id, address: address.to_string() }),
+            _ => Err(unexpected("no leader")),
+        }
+    }
+
+    /// The members, with their roles.
+    pub async fn cluster(&self) -> Result<Vec<NodeInfo>, DriverError> {
+        match self.request(Request::Cluster { format: 1 }).await? {
+            Response::Nodes { nodes } => Ok(nodes),
+            _ => Err(unexpected("no nodes")),
+        }
+    }
+
+    /// Whether there is a leader that answers (or whether the one member does).
+    pub async fn ping(&self) -> Result<(), DriverError> {
+        self.leader().await.map(drop)
+    }
+
+    /// The digest of a database on the leader, or on the one member that this client is of.
+    /// `deep` reads the pages themselves.
+    pub async fn digest(&self, database: &str, deep: bool) -> Result<Digest, DriverError> {
+        let flags = if deep { crate::wire::request::DIGEST_DEEP } else { 0 };
+        match self.request(Request::Digest { database: database.into(), flags }).await? {
+            Response::DigestOk(digest) => Ok(digest),
+            _ => Err(unexpected("no digest")),
+        }
+    }
+
+    /// The names of the databases.
+    pub async fn databases(&self) -> Result<Vec<String>, DriverError> {
+        match self.request(Request::Databases).await? {
+            Response::DatabasesOk { names } => Ok(names.iter().map(Text::to_string).collect()),
+            _ => Err(unexpected("no databases")),
+        }
+    }
+
+    /// Folds a database's overlay into its base file, on the leader or on the one member.
+    pub async fn checkpoint(&self, database: &str) -> Result<(), DriverError> {
+        self.request(Request::Checkpoint { database: database.into() }).await.map(drop)
+    }
+
+    /// Sends any request that needs no open database: administration. Requests that only ask are
+    /// repeated like reads, all others like writes.
+    pub async fn request(&self, request: Request) -> Result<Response, DriverError> {
+        let effect = match &request {
+            Request::Leader
+            | Request::Cluster { .. }
+            | Request::Describe { .. }
+            | Request::Digest { .. }
+            | Request::Databases
+            | Request::Checkpoint { .. }
+            | Request::Dump { .. } => Effect::Read,
+            Request::Client { .. }
+            | Request::Add { .. }
+            | Request::Assign { .. }
+            | Request::Remove { .. }
+            | Request::Transfer { .. }
+            | Request::Weight { .. } => Effect::Write,
+            _ => return Err(DriverError::Invalid("that request needs a database".to_owned())),
+        };
+        let call = Call {
+            database: None,
+            level: Level::default(),
+            effect,
+            opens_transaction: false,
+            deadline: Instant::now() + self.inner.options.call_timeout,
+        };
+        let (_lent, response) = self.inner.run(call, &Op::Plain(request)).await?;
+        Ok(response)
+    }
+}

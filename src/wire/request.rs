@@ -500,9 +500,11 @@ impl Request {
         const FIXED: u64 = 64;
         let text = |text: &Text| super::field::len_u64(text.as_bytes().len());
         FIXED.saturating_add(match self {
-            Request::Exec { params, .. } | Request::Query { params, .. } => params.put_bytes_max(),
+            Request::Exec { params, .. } | Request::Query { params, .. } => {
+                params.encoded_bytes_max()
+            }
             Request::ExecSql { sql, params, .. } | Request::QuerySql { sql, params, .. } => {
-                text(sql).saturating_add(params.put_bytes_max())
+                text(sql).saturating_add(params.encoded_bytes_max())
             }
             Request::Prepare { sql, .. } => text(sql),
             Request::Open { name, vfs, .. } => text(name).saturating_add(text(vfs)),

@@ -372,8 +372,8 @@ impl Params {
         Ok(())
     }
 
-    /// Bytes that [`Params::put`] appends at most.
-    pub(super) fn put_bytes_max(&self) -> u64 {
+    /// Bytes that they add to a request at most.
+    pub fn encoded_bytes_max(&self) -> u64 {
         len_u64(self.codes.len()).saturating_add(len_u64(self.values.len())).saturating_add(16)
     }
 }

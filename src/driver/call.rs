@@ -1,0 +1,356 @@
+//! One call from its first attempt to its last: which errors are tried again, on whom, and which
+//! are told.
+//!
+//! The rule: what was certainly not executed is tried again on the next leader until the call's
+//! deadline; so is a read, whatever happened to it. A write that was sent and has no answer is
+//! [`DriverError::OutcomeUnknown`] and never repeated.
+//!
+//! *Invariant*: a write leaves this module's loop a second time only after a failure that says
+//! that it was not executed the first time.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Inner;
+use super::connection::{Connection, Fault, Level};
+use super::error::{DriverError, Outcome};
+use super::leader::{Backoff, Leaders};
+use super::pool::Lent;
+use super::rows::{Collector, Rows};
+use crate::wire::{Params, Request, Response, Text, code};
+
+/// Whom the calls go to.
+pub(super) enum Target {
+    /// Whoever leads.
+    Leader(Arc<Leaders>),
+    /// This member, leader or not.
+    Member(Arc<str>),
+}
+
+/// What being executed twice, or half, would mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing.
+    Read,
+    /// One statement: it is executed or not.
+    Write,
+    /// Several: even "not leader" may come after some of them were executed.
+    Script,
+}
+
+/// What a call needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    pub(super) database: Option<&'a str>,
+    pub(super) level: Level,
+    pub(super) effect: Effect,
+    /// It may leave a transaction open: its connection is not used again.
+    pub(super) opens_transaction: bool,
+    pub(super) deadline: Instant,
+}
+
+/// What to send.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    /// A request that names neither database nor statement.
+    Plain(Request),
+    Exec(Text, Params),
+    Query(Text, Params),
+    Prepare(Arc<str>),
+    ExecPrepared(Arc<str>, Params),
+    QueryPrepared(Arc<str>, Params),
+}
+
+impl Op {
+    /// Refuses what no server takes.
+    fn check(&self) -> Result<(), DriverError> {
+        let (sql, params) = match self {
+            Op::Plain(request) => (request.encoded_bytes_max(), 0),
+            Op::Exec(sql, params) | Op::Query(sql, params) => {
+                if sql.has_nul() {
+                    return Err(DriverError::Invalid("a statement cannot hold a NUL".to_owned()));
+                }
+                (len_u64(sql.as_bytes().len()), params.encoded_bytes_max())
+            }
+            Op::Prepare(sql) => (len_u64(sql.len()), 0),
+            Op::ExecPrepared(sql, params) | Op::QueryPrepared(sql, params) => {
+                (len_u64(sql.len()), params.encoded_bytes_max())
+            }
+        };
+        const AROUND: u64 = 64;
+        let bytes = sql.saturating_add(params).saturating_add(AROUND);
+        if bytes > len_u64(crate::base::limits::FRAME_BYTES_MAX) {
+            let text = format!("a statement of {bytes} bytes is too large for one message");
+            return Err(DriverError::Invalid(text));
+        }
+        Ok(())
+    }
+
+    /// Sends it and reads the first message of the answer.
+    pub(super) async fn perform(
+        &self,
+        connection: &mut Connection,
+        deadline: Instant,
+    ) -> Result<Response, Fault> {
+        let database = u64::from(connection.database_id());
+        let request = match self {
+            Op::Plain(request) => return connection.request(request, deadline).await,
+            Op::Exec(sql, params) => {
+                Request::ExecSql { database, sql: sql.clone(), params: params.clone() }
+            }
+            Op::Query(sql, params) => {
+                Request::QuerySql { database, sql: sql.clone(), params: params.clone() }
+            }
+            Op::Prepare(sql) | Op::ExecPrepared(sql, _) | Op::QueryPrepared(sql, _) => {
+                let prepared = match connection.prepare(sql, deadline).await {
+                    Ok(Ok(prepared)) => prepared,
+                    Ok(Err(response)) => return Ok(response),
+                    // Preparing executes nothing.
+                    Err(fault) => return Err(Fault::NotSent(fault.cause().to_owned())),
+                };
+                let (database, statement) = (connection.database_id(), prepared.id);
+                match self {
+                    Op::ExecPrepared(_, params) => {
+                        Request::Exec { database, statement, params: params.clone() }
+                    }
+                    Op::QueryPrepared(_, params) => {
+                        Request::Query { database, statement, params: params.clone() }
+                    }
+                    _ => {
+                        let params = prepared.params;
+                        return Ok(Response::Stmt { database, statement, params, tail: None });
+                    }
+                }
+            }
+        };
+        connection.request(&request, deadline).await
+    }
+}
+
+fn len_u64(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+/// Why an attempt did not succeed.
+#[derive(Debug)]
+pub(super) enum Setback {
+    /// Try again, with somebody else if possible.
+    Again(Outcome),
+    /// Tell the caller.
+    Fail(DriverError),
+}
+
+/// What a Failure means for a call.
+pub(super) fn judge(effect: Effect, code: u64, message: &Text) -> Setback {
+    let text = message.to_string();
+    let lost = |cause: String| Setback::Fail(DriverError::OutcomeUnknown { cause });
+    match code {
+        code::NOT_LEADER | code::NOT_LEADER_OLD if effect == Effect::Script => {
+            lost("the leader changed while the statements ran".to_owned())
+        }
+        code::NOT_LEADER | code::NOT_LEADER_OLD => Setback::Again(Outcome::NotLeader),
+        code::NOTFOUND if text.starts_with(code::NO_DATABASE) || text == code::NO_STATEMENT => {
+            Setback::Again(Outcome::NotLeader)
+        }
+        code::LEADERSHIP_LOST | code::LEADERSHIP_LOST_OLD if effect == Effect::Read => {
+            Setback::Again(Outcome::NotLeader)
+        }
+        code::LEADERSHIP_LOST | code::LEADERSHIP_LOST_OLD => lost(text),
+        code::IOERR if text == code::EXEC_FAILED && effect != Effect::Read => lost(text),
+        code => Setback::Fail(DriverError::Sqlite { code, message: text }),
+    }
+}
+
+/// What a broken connection means for a call.
+pub(super) fn judge_fault(effect: Effect, fault: &Fault) -> Setback {
+    let cause = fault.cause().to_owned();
+    match fault {
+        Fault::Lost(_) if effect != Effect::Read => {
+            Setback::Fail(DriverError::OutcomeUnknown { cause })
+        }
+        Fault::NotSent(_) | Fault::Lost(_) => Setback::Again(Outcome::Broke(cause)),
+    }
+}
+
+/// How a call is answered.
+pub(super) enum Answer {
+    /// One message; if it is of Rows, more may follow on the connection.
+    First(Lent, Response),
+    /// All rows.
+    Rows(Rows),
+}
+
+impl Inner {
+    /// Runs a call and gives the first message of its answer.
+    pub(super) async fn run(
+        &self,
+        call: Call<'_>,
+        op: &Op,
+    ) -> Result<(Lent, Response), DriverError> {
+        match self.run_until(call, op, None).await? {
+            Answer::First(lent, response) => Ok((lent, response)),
+            Answer::Rows(_) => Err(unexpected("rows")),
+        }
+    }
+
+    /// Runs a call and collects its rows, `bytes_max` of messages at most.
+    pub(super) async fn collect(&self, call: Call<'_>, op: &Op) -> Result<Rows, DriverError> {
+        match self.run_until(call, op, Some(self.options.result_bytes_max)).await? {
+            Answer::Rows(rows) => Ok(rows),
+            Answer::First(..) => Err(unexpected("an answer without rows")),
+        }
+    }
+
+    async fn run_until(
+        &self,
+        call: Call<'_>,
+        op: &Op,
+        collect: Option<usize>,
+    ) -> Result<Answer, DriverError> {
+        op.check()?;
+        let mut backoff = Backoff::new(&self.options);
+        let mut broken = false;
+        loop {
+            let address = match &self.target {
+                Target::Leader(leaders) => leaders.find(call.deadline).await?,
+                Target::Member(address) => address.clone(),
+            };
+            let outcome = match self.attempt(&address, call, op, collect).await {
+                Ok(answer) => return Ok(answer),
+                Err(Setback::Fail(error)) => {
+                    self.suspect(&address, &error);
+                    return Err(error);
+                }
+                Err(Setback::Again(outcome)) => outcome,
+            };
+            let leaders = match &self.target {
+                Target::Leader(leaders) => leaders,
+                // An idle connection may have gone stale unnoticed.
+                Target::Member(_) if matches!(outcome, Outcome::Broke(_)) && !broken => {
+                    broken = true;
+                    continue;
+                }
+                Target::Member(_) => {
+                    let attempt = super::error::Attempt { address: address.to_string(), outcome };
+                    return Err(DriverError::Member { attempt });
+                }
+            };
+            let late = DriverError::TimedOut(format!("{address} {outcome}"));
+            leaders.demote(&address, outcome);
+            if Instant::now() >= call.deadline {
+                return Err(late);
+            }
+            if !backoff.wait(call.deadline).await {
+                return Err(leaders.no_leader());
+            }
+        }
+    }
+
+    /// After an unknown outcome the next call asks first who leads.
+    pub(super) fn suspect(&self, address: &Arc<str>, error: &DriverError) {
+        if let (Target::Leader(leaders), DriverError::OutcomeUnknown { cause }) =
+            (&self.target, error)
+        {
+            leaders.demote(address, Outcome::Broke(cause.clone()));
+        }
+    }
+
+    async fn attempt(
+        &self,
+        address: &Arc<str>,
+        call: Call<'_>,
+        op: &Op,
+        collect: Option<usize>,
+    ) -> Result<Answer, Setback> {
+        let mut lent = self.connect(address, call).await?;
+        let result = self.exchange(&mut lent, call, op, collect).await;
+        match result {
+            Ok(Exchanged::First(response)) => Ok(Answer::First(lent, response)),
+            Ok(Exchanged::Rows(rows)) => Ok(Answer::Rows(rows)),
+            Err(setback) => {
+                // What the server keeps for it may be gone as well.
+                let unknown = matches!(setback, Setback::Fail(DriverError::OutcomeUnknown { .. }));
+                if unknown || matches!(setback, Setback::Again(_)) {
+                    lent.discard();
+                }
+                Err(setback)
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        lent: &mut Lent,
+        call: Call<'_>,
+        op: &Op,
+        collect: Option<usize>,
+    ) -> Result<Exchanged, Setback> {
+        let faulty = |fault: Fault| judge_fault(call.effect, &fault);
+        let connection = lent.get().map_err(faulty)?;
+        if call.opens_transaction {
+            connection.set_in_transaction(true);
+        }
+        match op.perform(connection, call.deadline).await.map_err(faulty)? {
+            Response::Failure { code, message } => Err(judge(call.effect, code, &message)),
+            Response::Rows(body) if let Some(bytes_max) = collect => {
+                let mut collector = Collector::new(bytes_max);
+                let mut next = Response::Rows(body);
+                loop {
+                    let done = match next {
+                        Response::Rows(body) => collector.add(&body),
+                        Response::Failure { code, message } => {
+                            connection.set_idle();
+                            return Err(judge(call.effect, code, &message));
+                        }
+                        _ => Err(unexpected("no rows")),
+                    };
+                    if done.map_err(Setback::Fail)? {
+                        connection.set_idle();
+                        return Ok(Exchanged::Rows(collector.into_rows()));
+                    }
+                    next = connection.response(call.deadline).await.map_err(faulty)?;
+                }
+            }
+            response => Ok(Exchanged::First(response)),
+        }
+    }
+
+    /// A connection that has what the call needs. Nothing of the call is sent yet.
+    async fn connect(&self, address: &Arc<str>, call: Call<'_>) -> Result<Lent, Setback> {
+        let (level, deadline) = (call.level, call.deadline);
+        let slot = self.pool.slot(address, call.database, level, deadline).await;
+        let mut slot = slot.map_err(Setback::Fail)?;
+        let connection = match slot.take_idle() {
+            Some(connection) => connection,
+            None => {
+                let dialled = deadline.min(Instant::now() + self.options.dial_timeout);
+                let dialled = Connection::dial(&*self.options.dial, address, dialled).await;
+                dialled.map_err(Setback::Again)?
+            }
+        };
+        let mut lent = slot.lend(connection);
+        let follower = matches!(self.target, Target::Member(_));
+        let faulty = |fault: Fault| judge_fault(Effect::Read, &fault);
+        let connection = lent.get().map_err(faulty)?;
+        let answer = connection.prepare_for(call.database, level, follower, deadline).await;
+        let setback = match answer.map_err(faulty)? {
+            None => return Ok(lent),
+            Some(Response::Failure { code, message }) => judge(Effect::Read, code, &message),
+            Some(_) => Setback::Fail(unexpected("another answer to Open")),
+        };
+        lent.discard();
+        Err(setback)
+    }
+}
+
+enum Exchanged {
+    First(Response),
+    Rows(Rows),
+}
+
+/// The error for a server that does not keep to the protocol.
+pub(super) fn unexpected(what: &str) -> DriverError {
+    let cause = format!("the server broke the protocol: {what}");
+    DriverError::OutcomeUnknown { cause }
+}

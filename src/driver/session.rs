@@ -1,0 +1,299 @@
+//! Statements one after the other as one client: a [`Session`] takes BEGIN and COMMIT as they
+//! come, a [`Transaction`] is one that has begun.
+//!
+//! While a transaction is open the session keeps its connection; otherwise it takes one of the
+//! pool for each statement. Within a transaction nothing is ever repeated. What is lost with its
+//! connection before COMMIT was sent was rolled back, and is told so
+//! ([`DriverError::TransactionLost`]); a COMMIT without an answer is
+//! [`DriverError::OutcomeUnknown`].
+//!
+//! *Invariant*: a connection with an open transaction is never returned to the pool; dropping it
+//! closes it, and the server rolls back.
+
+use tokio::time::Instant;
+
+use super::call::{Effect, Op, Setback, judge, unexpected};
+use super::connection::Fault;
+use super::database::{Database, Shape, encode};
+use super::error::DriverError;
+use super::pool::Lent;
+use super::rows::{ExecResult, RowStream, Rows, Source};
+use super::sql::{self, Control};
+use crate::wire::{Response, Value};
+
+/// How a transaction takes its locks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Begin {
+    /// At its first read and its first write. A write after a read fails with SQLITE_BUSY_SNAPSHOT
+    /// if somebody else committed between them.
+    #[default]
+    Deferred,
+    /// The write lock, at once.
+    Immediate,
+    /// As [`Begin::Immediate`]: readers are never kept out.
+    Exclusive,
+}
+
+/// What is known of a session's transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// None is open.
+    Closed,
+    /// One was begun; SQLite may have ended it (a failure can roll back, RELEASE can commit).
+    Perhaps,
+    /// One is open, as long as its connection is.
+    Certain,
+}
+
+impl State {
+    /// The state after statements that all succeeded.
+    fn after(self, sql: &str) -> State {
+        sql::pieces(sql).fold(self, |state, piece| match (sql::control(piece.text), state) {
+            (Some(Control::Begin), _) => State::Certain,
+            (Some(Control::Commit | Control::Rollback), _) => State::Closed,
+            (Some(Control::Savepoint), State::Closed) => State::Perhaps,
+            (_, state) => state,
+        })
+    }
+}
+
+/// The connection of an open transaction.
+struct Open {
+    lent: Lent,
+    state: State,
+}
+
+/// Statements one after the other; see the module.
+pub struct Session {
+    database: Database,
+    open: Option<Open>,
+}
+
+impl Session {
+    pub(super) fn new(database: Database) -> Session {
+        Session { database, open: None }
+    }
+
+    /// Whether a transaction is (or may be) open.
+    pub fn in_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Rolls an open transaction back by closing its connection.
+    pub fn abandon(&mut self) {
+        self.open = None;
+    }
+
+    /// Runs statements for their effect.
+    pub async fn execute(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+    ) -> Result<ExecResult, DriverError> {
+        let op = Op::Exec(sql.into(), encode(&params)?);
+        let shape = Shape::of(sql);
+        let response = match self.open.take() {
+            Some(open) => self.within(open, sql, &op).await?,
+            None if shape.controls => self.begin(sql, shape.effect, &op).await?,
+            None => {
+                let call = self.database.call(shape.effect, false);
+                self.database.client().inner.run(call, &op).await?.1
+            }
+        };
+        ExecResult::from_response(&response)
+    }
+
+    /// Runs one statement and collects its rows.
+    pub async fn query(&mut self, sql: &str, params: Vec<Value>) -> Result<Rows, DriverError> {
+        if self.open.is_none() && sql::control(sql).is_none() {
+            return self.database.query(sql, params).await;
+        }
+        let bytes_max = self.database.client().inner.options.result_bytes_max;
+        let mut stream = self.query_stream(sql, params).await?;
+        let mut rows = Rows { columns: stream.columns().to_vec(), rows: Vec::new() };
+        while let Some(batch) = stream.next_batch().await? {
+            rows.rows.extend(batch);
+            if stream.bytes() > bytes_max {
+                return Err(DriverError::ResultTooLarge { bytes_max });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Runs one statement; its rows are read as they arrive. A stream that is dropped within a
+    /// transaction before its end costs the next statement an interrupt.
+    pub async fn query_stream(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+    ) -> Result<RowStream<'_>, DriverError> {
+        if sql::control(sql).is_some() {
+            self.execute(sql, params).await?;
+            return Ok(RowStream::empty());
+        }
+        let Some(open) = self.open.take() else {
+            return self.database.query_stream(sql, params).await;
+        };
+        let op = Op::Query(sql.into(), encode(&params)?);
+        let first = self.within(open, sql, &op).await?;
+        let timeout = self.database.call_timeout();
+        let Some(open) = &mut self.open else { return Err(unexpected("no connection")) };
+        RowStream::new(Source::Pinned(&mut open.lent), &first, Shape::of(sql).effect, timeout)
+    }
+
+    /// Runs statements that begin a transaction, outside of any.
+    async fn begin(&mut self, sql: &str, effect: Effect, op: &Op) -> Result<Response, DriverError> {
+        // BEGIN alone changes nothing: it can be repeated like a read.
+        let effect = if effect == Effect::Write { Effect::Read } else { effect };
+        let call = self.database.call(effect, true);
+        let (lent, response) = self.database.client().inner.run(call, op).await?;
+        self.keep(lent, State::Closed.after(sql));
+        Ok(response)
+    }
+
+    /// Runs statements within the open transaction.
+    async fn within(&mut self, open: Open, sql: &str, op: &Op) -> Result<Response, DriverError> {
+        let Open { mut lent, state } = open;
+        let commits = sql::pieces(sql).any(|p| sql::control(p.text) == Some(Control::Commit));
+        let certain = state == State::Certain;
+        let (code, message) = match self.exchange(&mut lent, op).await {
+            Ok(Response::Failure { code, message }) => (code, message),
+            Ok(response) => {
+                self.keep(lent, state.after(sql));
+                return Ok(response);
+            }
+            Err(Fault::NotSent(cause)) => return Err(gone(certain, cause)),
+            Err(Fault::Lost(cause)) => return Err(gone(certain && !commits, cause)),
+        };
+        let cause = message.to_string();
+        match judge(Effect::Write, code, &message) {
+            // Refused: a COMMIT as well was not executed, if it was alone.
+            Setback::Again(_) => {
+                let alone = Shape::of(sql).effect != Effect::Script;
+                Err(gone(certain && (alone || !commits), cause))
+            }
+            Setback::Fail(DriverError::OutcomeUnknown { cause }) => {
+                Err(gone(certain && !commits, cause))
+            }
+            Setback::Fail(error) => {
+                // A script that begins or ends a transaction may have stopped anywhere in it.
+                let somewhere = state.after(sql) != state || commits;
+                if !(somewhere && Shape::of(sql).effect == Effect::Script) {
+                    self.keep(lent, State::Perhaps);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn exchange(&self, lent: &mut Lent, op: &Op) -> Result<Response, Fault> {
+        let deadline = Instant::now() + self.database.call_timeout();
+        let connection = lent.get()?;
+        if connection.is_busy() {
+            let drained = connection.interrupt(deadline).await;
+            drained.map_err(|fault| Fault::NotSent(fault.cause().to_owned()))?;
+        }
+        op.perform(connection, deadline).await
+    }
+
+    /// Keeps the connection of an open transaction, returns that of a closed one.
+    fn keep(&mut self, mut lent: Lent, state: State) {
+        let Ok(connection) = lent.get() else { return };
+        connection.set_in_transaction(state != State::Closed);
+        if state != State::Closed {
+            self.open = Some(Open { lent, state });
+        }
+    }
+}
+
+/// The error for a transaction whose connection or leader is gone.
+fn gone(certain: bool, cause: String) -> DriverError {
+    if certain {
+        DriverError::TransactionLost { cause }
+    } else {
+        DriverError::OutcomeUnknown { cause }
+    }
+}
+
+/// A transaction. Dropping it rolls it back.
+pub struct Transaction {
+    session: Session,
+}
+
+impl Transaction {
+    pub(super) async fn begin(
+        mut session: Session,
+        begin: Begin,
+    ) -> Result<Transaction, DriverError> {
+        let sql = match begin {
+            Begin::Deferred => "BEGIN",
+            Begin::Immediate => "BEGIN IMMEDIATE",
+            Begin::Exclusive => "BEGIN EXCLUSIVE",
+        };
+        session.execute(sql, Vec::new()).await?;
+        Ok(Transaction { session })
+    }
+
+    /// Runs statements for their effect.
+    pub async fn execute(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+    ) -> Result<ExecResult, DriverError> {
+        self.check(sql)?;
+        self.session.execute(sql, params).await
+    }
+
+    /// Runs one statement and collects its rows.
+    pub async fn query(&mut self, sql: &str, params: Vec<Value>) -> Result<Rows, DriverError> {
+        self.check(sql)?;
+        self.session.query(sql, params).await
+    }
+
+    /// Runs one statement; its rows are read as they arrive.
+    pub async fn query_stream(
+        &mut self,
+        sql: &str,
+        params: Vec<Value>,
+    ) -> Result<RowStream<'_>, DriverError> {
+        self.check(sql)?;
+        self.session.query_stream(sql, params).await
+    }
+
+    /// Commits.
+    pub async fn commit(mut self) -> Result<(), DriverError> {
+        self.alive()?;
+        self.session.execute("COMMIT", Vec::new()).await.map(drop)
+    }
+
+    /// Rolls back.
+    pub async fn rollback(mut self) -> Result<(), DriverError> {
+        if self.session.in_transaction() {
+            self.session.execute("ROLLBACK", Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// Savepoints are welcome; the transaction itself ends by [`Transaction::commit`],
+    /// [`Transaction::rollback`] or a drop, and nothing runs once it is lost.
+    fn check(&self, sql: &str) -> Result<(), DriverError> {
+        let ends = |piece: sql::Piece<'_>| {
+            matches!(
+                sql::control(piece.text),
+                Some(Control::Begin | Control::Commit | Control::Rollback)
+            )
+        };
+        if sql::pieces(sql).any(ends) {
+            let text = "a transaction ends by commit(), rollback() or a drop";
+            return Err(DriverError::Invalid(text.to_owned()));
+        }
+        self.alive()
+    }
+
+    fn alive(&self) -> Result<(), DriverError> {
+        if self.session.in_transaction() {
+            return Ok(());
+        }
+        Err(DriverError::Invalid("the transaction was lost by an earlier error".to_owned()))
+    }
+}
