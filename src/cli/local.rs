@@ -20,8 +20,9 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::args::{LogArgs, NodeArgs};
 use super::ask::{self, Member};
-use super::say;
+use super::{Failure, say};
 
 /// How long a node has to stop before it is killed.
 const STOP_MAX: Duration = Duration::from_secs(10);
@@ -45,7 +46,7 @@ const LOG_BYTES_MAX: u64 = 64 << 20;
 const LOG_POLL: Duration = Duration::from_millis(200);
 
 /// The variables of a node's configuration that its place in the cluster decides.
-pub const DECIDED_HERE: [&str; 6] = [
+const DECIDED_HERE: [&str; 6] = [
     "QUIRE_CONFIG",
     "QUIRE_DATA_DIR",
     "QUIRE_ID",
@@ -79,6 +80,18 @@ pub fn plan(dir: &Path, addresses: &[String], flags: &[String]) -> Vec<NodePlan>
         flags: flags.to_vec(),
     };
     (1..).zip(addresses).map(node).collect()
+}
+
+/// Checks what every node will be told (`set`: keys with values), before any is started.
+pub fn check_settings(set: &[String], log: &LogArgs) -> Result<(), Failure> {
+    NodeArgs { set: set.to_vec(), ..NodeArgs::default() }.load_without(&DECIDED_HERE, log).map(drop)
+}
+
+/// The same as flags of `serve`.
+pub fn flags(set: &[String], log: &LogArgs) -> Vec<String> {
+    let mut flags = log.as_flags();
+    flags.extend(set.iter().flat_map(|text| ["--set".to_owned(), text.clone()]));
+    flags
 }
 
 /// A running cluster.

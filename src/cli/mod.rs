@@ -10,7 +10,9 @@ pub mod shell;
 pub mod table;
 mod args;
 pub mod ask;
+mod bench;
 mod config;
+mod digest;
 mod health;
 mod local;
 mod logging;
@@ -41,6 +43,10 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run a whole cluster on this machine, each node a process of its own
     Up(up::UpArgs),
+    /// Compare the members' copies of a database
+    Digest(digest::DigestArgs),
+    /// Measure a cluster against a local SQLite file
+    Bench(bench::BenchArgs),
     /// Ask whether nodes answer and know a leader
     Health(health::HealthArgs),
     /// Check a configuration file, or show the configuration in effect
@@ -80,6 +86,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(&args, &cli.log),
         Command::Up(args) => up::run(&args, &cli.log),
+        Command::Digest(args) => digest::run(&args, &cli.log),
+        Command::Bench(args) => bench::run(&args, &cli.log),
         Command::Health(args) => health::run(&args, &cli.log),
         Command::Config(args) => config::run(&args, &cli.log),
     }

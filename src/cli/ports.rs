@@ -32,7 +32,6 @@ pub fn check(first: u16, count: u16) -> Result<(), Failure> {
     Ok(())
 }
 
-#[allow(dead_code)] // TODO(bench)
 /// Finds `count` free ports, anywhere.
 pub fn find(count: u16) -> std::io::Result<Vec<u16>> {
     // All are held until all are found, so that they differ.

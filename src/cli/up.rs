@@ -15,7 +15,7 @@ use clap::Args;
 use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::args::{LogArgs, NodeArgs};
+use super::args::LogArgs;
 use super::local::{self, LocalCluster};
 use super::serve::Stop;
 use super::{Failure, logging, ports, runtime, say};
@@ -63,7 +63,7 @@ struct Mark {
 /// Runs it.
 pub fn run(args: &UpArgs, log: &LogArgs) -> Result<(), Failure> {
     logging::start_client(log)?;
-    check_settings(args, log)?;
+    local::check_settings(&args.set, log)?;
     let before = look(&args.dir)?;
     let mark = decide(args, before.as_ref().map(|(mark, _)| *mark))?;
     if let Some((mark, _lock)) = &before {
@@ -74,8 +74,7 @@ pub fn run(args: &UpArgs, log: &LogArgs) -> Result<(), Failure> {
 
     let addresses: Vec<String> =
         (0..mark.nodes).map(|n| format!("{}:{}", ports::HOST, mark.port + n)).collect();
-    let mut flags = log.as_flags();
-    flags.extend(args.set.iter().flat_map(|text| ["--set".to_owned(), text.clone()]));
+    let flags = local::flags(&args.set, log);
     let runtime = runtime()?;
     let outcome = runtime.block_on(run_cluster(&args.dir, &addresses, &flags));
     runtime.shutdown_background();
@@ -97,7 +96,7 @@ async fn run_cluster(dir: &Path, addresses: &[String], flags: &[String]) -> Resu
     }
     tokio::select! {
         () = cluster.stop() => {}
-        // Dropping what stops them kills them.
+        // The nodes' standard input ends with this process, and they with it.
         () = stop.second_signal() => return Err(anyhow!("ended at once by a second signal").into()),
     }
     outcome?;
@@ -228,13 +227,6 @@ fn decide(args: &UpArgs, before: Option<Mark>) -> Result<Mark, Failure> {
         )));
     }
     Ok(mark)
-}
-
-/// Checks what every node will be told, before any is started.
-fn check_settings(args: &UpArgs, log: &LogArgs) -> Result<(), Failure> {
-    NodeArgs { set: args.set.clone(), ..NodeArgs::default() }
-        .load_without(&local::DECIDED_HERE, log)
-        .map(drop)
 }
 
 /// Nodes whose `quire up` was killed stop by themselves; gives them the time to.

@@ -14,9 +14,9 @@ use tokio::net::{TcpStream, UnixStream};
 use super::error::DriverError;
 
 /// A connection's two directions.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
 /// The way to servers.
 pub trait Dial: Send + Sync {

@@ -4,7 +4,12 @@ pub mod config;
 
 pub use config::{Config, ConfigError};
 
+use std::sync::Arc;
+
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::wire::{FrameDecoder, NodeInfo, Request, Response, code};
 
 /// A running node. (A stand-in until the real one: it answers who leads, and nothing else.)
 pub struct Node;
@@ -53,29 +58,33 @@ impl Node {
 async fn answer(listener: tokio::net::TcpListener, config: Config) {
     let mut members = config.known_addresses();
     members.sort();
-    let member = |id: u64, address: &str| {
-        let mut out = id.to_le_bytes().to_vec();
-        out.extend(address.as_bytes());
-        out.resize((out.len() + 8) / 8 * 8, 0);
-        out
-    };
-    while let Ok((mut stream, _)) = listener.accept().await {
-        let mut request = [0; 24];
-        if stream.read_exact(&mut request).await.is_err() {
-            continue;
-        }
-        let leader = members.first().map_or("", |address| address.as_str());
-        let (kind, body) = if request[12] == 0 {
-            (1, member(1, leader))
-        } else {
-            let mut body = 3_u64.to_le_bytes().to_vec();
-            for (id, address) in (1..).zip(members.iter().cycle().take(3)) {
-                body.extend(member(id, address));
+    let members: Arc<[String]> = members.into_iter().cycle().take(3).collect();
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(serve(stream, members.clone()));
+    }
+}
+
+async fn serve(mut stream: tokio::net::TcpStream, members: Arc<[String]>) -> Option<()> {
+    let mut decoder = FrameDecoder::new(1 << 20);
+    stream.read_exact(&mut [0; 8]).await.ok()?;
+    loop {
+        let Some(frame) = decoder.next_frame().ok()? else {
+            if stream.read_buf(decoder.space()).await.ok()? == 0 {
+                return None;
             }
-            (3, body)
+            continue;
         };
-        let mut out = vec![u8::try_from(body.len() / 8).unwrap_or(0), 0, 0, 0, kind, 0, 0, 0];
-        out.extend(body);
-        let _ = stream.write_all(&out).await;
+        let node =
+            |(id, a): (u64, &String)| NodeInfo { id, address: a.as_str().into(), role: Some(0) };
+        let response = match Request::decode(&frame).ok()? {
+            Request::Leader => Response::Node { id: 1, address: members.first()?.as_str().into() },
+            Request::Cluster { .. } => {
+                Response::Nodes { nodes: (1..).zip(members.iter()).map(node).collect() }
+            }
+            _ => Response::failure(code::PARSE, code::UNKNOWN_REQUEST),
+        };
+        let mut out = BytesMut::new();
+        response.encode(&mut out).ok()?;
+        stream.write_all(&out).await.ok()?;
     }
 }
