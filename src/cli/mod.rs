@@ -6,8 +6,6 @@
 //!
 //! *Invariant*: nothing below this module prints, reads the command line or decides an exit code.
 
-pub mod shell;
-pub mod table;
 mod args;
 pub mod ask;
 mod bench;
@@ -18,6 +16,8 @@ mod local;
 mod logging;
 mod ports;
 mod serve;
+pub mod shell;
+pub mod table;
 mod up;
 
 use std::io::Write;
@@ -43,6 +43,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run a whole cluster on this machine, each node a process of its own
     Up(up::UpArgs),
+    /// Run SQL: a shell, or one shot
+    Sql(shell::SqlArgs),
     /// Compare the members' copies of a database
     Digest(digest::DigestArgs),
     /// Measure a cluster against a local SQLite file
@@ -77,6 +79,7 @@ impl From<ConfigError> for Failure {
 /// Parses the command line and runs the subcommand it names.
 pub fn main() -> ExitCode {
     match Cli::try_parse() {
+        Ok(Cli { command: Command::Sql(args), log }) => sql(args, &log),
         Ok(cli) => finish(run(cli)),
         Err(error) => refuse(&error),
     }
@@ -86,11 +89,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(&args, &cli.log),
         Command::Up(args) => up::run(&args, &cli.log),
+        // Its exit code says how far a script came: see `main`.
+        Command::Sql(_) => Ok(()),
         Command::Digest(args) => digest::run(&args, &cli.log),
         Command::Bench(args) => bench::run(&args, &cli.log),
         Command::Health(args) => health::run(&args, &cli.log),
         Command::Config(args) => config::run(&args, &cli.log),
     }
+}
+
+fn sql(args: shell::SqlArgs, log: &args::LogArgs) -> ExitCode {
+    let ran = logging::start_client(log).and_then(|()| Ok(runtime()?.block_on(shell::run(args))?));
+    ran.unwrap_or_else(|failure| finish(Err(failure)))
 }
 
 fn finish(outcome: Result<(), Failure>) -> ExitCode {

@@ -6,6 +6,7 @@
 //! in that term, and everything committed before is applied here.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::base::NodeId;
@@ -57,6 +58,9 @@ pub fn spawn(member: &Arc<Member>) {
 async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
     if !view.leads {
         member.close(view);
+        return false;
+    }
+    if member.paused.load(Ordering::Acquire) {
         return false;
     }
     if member.leadership.borrow().open_term == Some(view.term) {

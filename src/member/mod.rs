@@ -19,6 +19,7 @@ pub mod session;
 pub mod write;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,12 +29,16 @@ use tokio::sync::{Notify, watch};
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
 use crate::log::Log;
 use crate::pages::{Catalog, PagesError};
+use crate::raft::network::Network;
 use crate::raft::{Command, Core, WriteFailure};
 use crate::sqlite::{SqlError, TempSpace};
 
 use database::Database;
 pub use lead::Leadership;
 pub use session::{ReadLevel, Session};
+
+/// The call by which a follower asks the leader for a read index; the answer is 8 bytes.
+pub const CALL_READ_INDEX: u8 = 2;
 
 /// How a member behaves.
 #[derive(Clone, Debug)]
@@ -129,6 +134,7 @@ pub struct Member {
     env: Env,
     core: Core,
     log: Log,
+    network: Network,
     catalog: Arc<Catalog>,
     options: MemberOptions,
     space: Arc<TempSpace>,
@@ -138,6 +144,8 @@ pub struct Member {
     leadership: watch::Sender<Leadership>,
     /// Wakes the task that follows the core.
     reconfirmation: Notify,
+    /// Leadership is being handed over: the slots stay closed.
+    paused: AtomicBool,
     reads: read::Rounds,
 }
 
@@ -148,6 +156,7 @@ impl Member {
         env: Env,
         core: Core,
         log: Log,
+        network: Network,
         catalog: Arc<Catalog>,
         space: Arc<TempSpace>,
         options: MemberOptions,
@@ -157,6 +166,7 @@ impl Member {
             env,
             core,
             log,
+            network,
             catalog,
             options,
             space,
@@ -164,6 +174,7 @@ impl Member {
             published: Arc::new(Notify::new()),
             leadership: watch::Sender::new(Leadership::default()),
             reconfirmation: Notify::new(),
+            paused: AtomicBool::new(false),
             reads: read::Rounds::default(),
         });
         lead::spawn(&member);
@@ -232,6 +243,18 @@ impl Member {
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
         database.store().ensure_open(term);
         Ok(database)
+    }
+
+    /// Stops executing writes for good and waits until what was executed is applied: leadership is
+    /// about to be handed over.
+    pub async fn pause_writes(&self) {
+        self.paused.store(true, Ordering::Release);
+        self.leadership.send_modify(|now| now.open_term = None);
+        for store in self.catalog.all() {
+            let head = store.head();
+            let waiting = store.wait_applied(head.version, store.epoch());
+            waiting.resolved().await;
+        }
     }
 
     /// Folds what is applied into the base files now, and tells the core.

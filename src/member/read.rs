@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Failure, Member};
+use super::{CALL_READ_INDEX, Failure, Member};
 
 /// Readers that wait for the next round.
 #[derive(Default)]
@@ -51,6 +52,23 @@ impl Member {
         self.reads.waiting.lock().push(sender);
         self.reads.wake.notify_one();
         receiver.await.unwrap_or(Err(Failure::NotLeader))
+    }
+
+    /// On a follower: asks the leader for the index of a quorum round begun now, and waits until
+    /// it is applied here.
+    pub async fn confirm_by_leader(&self) -> Result<(), Failure> {
+        let Some((id, address)) = self.leadership().leader.filter(|(id, _)| *id != self.id) else {
+            return Err(Failure::NotLeader);
+        };
+        let limit = self.options.commit_timeout;
+        let asked = self.network.call(id, &address, CALL_READ_INDEX, Bytes::new(), limit).await;
+        let answer = asked.map_err(|_| Failure::NotLeader)?;
+        let bytes: [u8; 8] = answer.as_ref().try_into().map_err(|_| Failure::NotLeader)?;
+        if self.core.wait_applied(u64::from_le_bytes(bytes), limit).await {
+            Ok(())
+        } else {
+            Err(Failure::NotLeader)
+        }
     }
 
     /// Whether the leader's lease still holds, so that no other node can lead.

@@ -1,18 +1,66 @@
-//! One running node put together. (Being built: only its configuration is here.)
+//! One running node put together: its data directory, its log, its databases, consensus, the
+//! member and the doors. Applications embed it with [`Node::start`].
+//!
+//! The order of a start: bind the address (an address in use must leave no trace), lock the
+//! directory, recover the log, open the databases where their checkpoint left them, build
+//! consensus (which applies the rest of the log), start the member, run consensus, accept
+//! connections; then found a cluster or join one, if this node belongs to none.
+//!
+//! *Invariant*: nothing is written before the configuration is found good and the address is
+//! bound; no connection is accepted before the state of before is applied.
 
+mod calls;
 pub mod config;
+mod identity;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::base::{Env, NodeId};
+use crate::disk::{Disk, RealDisk};
+use crate::log::{Log, LogOptions};
+use crate::member::{Member, MemberOptions};
+use crate::pages::Catalog;
+use crate::raft::config::{Timeouts, raft_config};
+use crate::raft::connection::Identity;
+use crate::raft::lease::LeaseGuard;
+use crate::raft::log_store::LogStore;
+use crate::raft::machine::Machine;
+use crate::raft::network::Network;
+use crate::raft::peers::PeerHandler;
+use crate::raft::{Core, Raft};
+use crate::server::listen::{AnyDialer, Doors};
+use crate::server::{self, Listener};
+use crate::sqlite::TempSpace;
+
+use calls::{Hooks, Joined};
+use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
 
-use std::sync::Arc;
+/// How often the need for a checkpoint is looked at.
+const CHECKPOINT_LOOK: Duration = Duration::from_millis(500);
 
-use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// Page images rest in memory for at most about this long when nothing is written.
+const CHECKPOINT_IDLE: Duration = Duration::from_secs(3);
 
-use crate::wire::{FrameDecoder, NodeInfo, Request, Response, code};
+/// A quorum round or a commit that takes longer has an unknown outcome.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A running node. (A stand-in until the real one: it answers who leads, and nothing else.)
-pub struct Node;
+/// Pauses between attempts to join.
+const JOIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// One attempt to join takes at most this long: the leader sends what this node lacks meanwhile.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A graceful stop hands leadership over within this time, or stops all the same.
+const HANDOVER_MAX: Duration = Duration::from_secs(4);
+
+/// Temporary files of SQLite, in all.
+const TEMP_BYTES_MAX: u64 = 16 << 30;
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -32,59 +80,374 @@ impl NodeError {
     }
 }
 
+fn failed(what: &str) -> impl Fn(std::io::Error) -> NodeError {
+    move |error| NodeError::Failed(format!("{what}: {error}"))
+}
+
+/// A running node.
+pub struct Node {
+    member: Arc<Member>,
+    log: Log,
+    stopping: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
 impl Node {
-    /// Starts a node.
+    /// Starts a node on the real machine, on the runtime that this is called from.
     pub async fn start(config: Config) -> Result<Node, NodeError> {
-        config.validate().map_err(|e| NodeError::Configuration(e.to_string()))?;
-        let listener = tokio::net::TcpListener::bind(&config.address).await.map_err(|error| {
+        config.validate().map_err(|error| NodeError::Configuration(error.to_string()))?;
+        let listener = Listener::bind(&config.address).await.map_err(|error| {
             NodeError::Configuration(format!(
                 "address {}: {error}: choose another with --address",
                 config.address
             ))
         })?;
-        tokio::spawn(answer(listener, config));
-        Ok(Node)
+        let disk = open_directory(&config)?;
+        Node::start_on(config, listener, disk, Env::real()).await
     }
 
-    /// Stops it: hands leadership over, closes the doors, syncs.
-    pub async fn stop(self) {}
+    /// Starts a node on a listener, a disk and an environment of the caller's.
+    pub async fn start_on(
+        config: Config,
+        listener: Listener,
+        disk: Arc<dyn Disk>,
+        env: Env,
+    ) -> Result<Node, NodeError> {
+        let known = StoredIdentity::load(&*disk)?;
+        let stored = identify(&config, known, &env)?;
+        let log = Log::open(disk.clone(), env.executor, LogOptions::default())
+            .map_err(|error| NodeError::Failed(error.to_string()))?;
+        let catalog =
+            Arc::new(Catalog::open(disk.clone()).map_err(|e| NodeError::Failed(e.to_string()))?);
+        check_log_reaches(&log, &catalog)?;
+        let recorded = catalog.recorded().last.map(|last| last.index);
+        log.set_purge_limit(recorded);
+        stored.store(&*disk).map_err(failed("node.toml"))?;
+        let identity = Identity::new(stored.id, stored.cluster_id());
+        let timeouts = timeouts_of(&config);
+        let state = log.state();
+        let fresh = state.vote.is_none() && state.last.is_none();
+        let lease = Arc::new(LeaseGuard::at_start(env.clock.clone(), &timeouts, fresh));
+        let network =
+            Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
+        let core = build(&stored, &timeouts, &network, &log, &catalog, &env).await?;
+        let space = TempSpace::new(disk.clone(), TEMP_BYTES_MAX);
+        let options = member_options(&config, &timeouts);
+        let member = Member::start(
+            stored.id,
+            env.clone(),
+            core.clone(),
+            log.clone(),
+            network.clone(),
+            catalog,
+            space,
+            options,
+        );
+        let hooks = Hooks::new(disk, stored.clone());
+        hooks.attach(&member);
+        let peers = Arc::new(PeerHandler {
+            raft: Arc::new(core.raft().clone()),
+            identity: identity.clone(),
+            lease,
+            hooks: hooks.clone(),
+            executor: env.executor,
+        });
+        core.raft().run();
+        let (stopping, _) = watch::channel(false);
+        let doors = Doors {
+            member: member.clone(),
+            peers,
+            connections_max: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
+            frame_bytes_max: usize::try_from(config.limits.frame_bytes).unwrap_or(usize::MAX),
+        };
+        let mut tasks = vec![
+            tokio::spawn(server::serve(listener, doors, stopping.subscribe())),
+            tokio::spawn(keep_checkpoints(
+                member.clone(),
+                log.clone(),
+                config.limits.clone(),
+                stopping.subscribe(),
+            )),
+        ];
+        if fresh {
+            tasks.extend(enter(&config, &stored, &hooks, &identity, &core, &network, &env).await?);
+        }
+        Ok(Node { member, log, stopping, tasks })
+    }
+
+    /// The member's core, for an application that embeds the node.
+    pub fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// Stops it: hands leadership over, closes the doors, ends consensus.
+    pub async fn stop(self) {
+        self.hand_over().await;
+        self.stopping.send_replace(true);
+        self.member.core().stop().await;
+        for task in self.tasks {
+            task.abort();
+        }
+        self.log.stop();
+    }
+
+    /// Hands leadership to another voter, if this node leads and there is one.
+    async fn hand_over(&self) {
+        let leadership = self.member.leadership();
+        if leadership.open_term.is_none() {
+            return;
+        }
+        let me = self.member.id();
+        let other = leadership.members.iter().find(|(id, _, votes)| *id != me && *votes);
+        let Some((to, _, _)) = other else { return };
+        let handed = async {
+            self.member.pause_writes().await;
+            self.member.core().transfer(*to).await;
+            let mut watch = self.member.watch_leadership();
+            let mine = |now: &crate::member::Leadership| {
+                now.leader.as_ref().is_some_and(|(id, _)| *id == me)
+            };
+            // An error means that the member is gone, and with it the leadership.
+            let _ = watch.wait_for(|now| !mine(now)).await;
+        };
+        if tokio::time::timeout(HANDOVER_MAX, handed).await.is_err() {
+            tracing::warn!(to, "leadership was not taken over in time; stopping all the same");
+        }
+    }
 
     /// Waits until the node cannot go on, and says why.
     pub async fn wait_fatal(&self) -> String {
-        std::future::pending().await
+        let mut core = self.member.core().clone();
+        loop {
+            if let Some(why) = core.view().fatal {
+                return why;
+            }
+            if !core.changed().await {
+                return "consensus has ended".to_owned();
+            }
+        }
     }
 }
 
-async fn answer(listener: tokio::net::TcpListener, config: Config) {
-    let mut members = config.known_addresses();
-    members.sort();
-    let members: Arc<[String]> = members.into_iter().cycle().take(3).collect();
-    while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(serve(stream, members.clone()));
+fn open_directory(config: &Config) -> Result<Arc<dyn Disk>, NodeError> {
+    let path = config.data_dir.display();
+    let disk = RealDisk::open(&config.data_dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => NodeError::Configuration(format!(
+            "data directory {path}: another node uses it: stop that one, or choose another with \
+             --dir"
+        )),
+        _ => NodeError::Configuration(format!("data directory {path}: {error}")),
+    })?;
+    Ok(match config.limits.disk_budget {
+        Some(bytes) => disk.with_budget(bytes),
+        None => disk,
+    })
+}
+
+/// Who this node is, from its directory and its configuration.
+fn identify(
+    config: &Config,
+    known: Option<StoredIdentity>,
+    env: &Env,
+) -> Result<StoredIdentity, NodeError> {
+    let wrong = |what: String| Err(NodeError::Configuration(what));
+    let Some(known) = known else {
+        let id = match (config.id, config.bootstrap) {
+            (Some(id), _) => id,
+            (None, true) => 1,
+            (None, false) if !config.join.is_empty() => (env.random.next_u64() >> 1).max(2),
+            (None, false) => {
+                return wrong(
+                    "the data directory is new: say --bootstrap to found a cluster or --join \
+                     ADDRESS to join one"
+                        .to_owned(),
+                );
+            }
+        };
+        if !config.bootstrap && config.join.is_empty() {
+            return wrong(
+                "the data directory is new: say --bootstrap to found a cluster or --join ADDRESS \
+                 to join one"
+                    .to_owned(),
+            );
+        }
+        return Ok(StoredIdentity::new(id, &config.address));
+    };
+    match config.id {
+        Some(id) if id != known.id => wrong(format!(
+            "the data directory belongs to node {}, not {id}: choose its own with --dir, or leave \
+             --id out",
+            known.id
+        )),
+        _ if config.address != known.address => wrong(format!(
+            "this node is a member at {}, not {}: start it with --address {}",
+            known.address, config.address, known.address
+        )),
+        _ => Ok(known),
     }
 }
 
-async fn serve(mut stream: tokio::net::TcpStream, members: Arc<[String]>) -> Option<()> {
-    let mut decoder = FrameDecoder::new(1 << 20);
-    stream.read_exact(&mut [0; 8]).await.ok()?;
+/// The log must reach up to what the checkpoint record covers, or somebody has removed it.
+fn check_log_reaches(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
+    let state = log.state();
+    let Some(recorded) = catalog.recorded().last else { return Ok(()) };
+    if state.last.max(state.purged).is_some_and(|last| last.index >= recorded.index) {
+        return Ok(());
+    }
+    Err(NodeError::Failed(format!(
+        "the log ends before entry {}, which the checkpoint covers: part of the data directory is \
+         missing; restore it whole, or remove this member and join it anew",
+        recorded.index
+    )))
+}
+
+fn timeouts_of(config: &Config) -> Timeouts {
+    Timeouts {
+        heartbeat: config.timeouts.heartbeat,
+        election_min: config.timeouts.election_min,
+        election_max: config.timeouts.election_max,
+    }
+}
+
+fn member_options(config: &Config, timeouts: &Timeouts) -> MemberOptions {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    MemberOptions {
+        busy_timeout: config.timeouts.busy,
+        idle_transaction_max: config.timeouts.idle_transaction,
+        idle_writer_max: config.timeouts.idle_writer,
+        run_ahead_transactions_max: usize::try_from(config.limits.run_ahead_transactions)
+            .unwrap_or(usize::MAX),
+        run_ahead_bytes_max: size(config.limits.run_ahead_bytes),
+        transaction_bytes_max: config.limits.transaction_bytes,
+        // A tenth is left for clocks that drift.
+        lease: timeouts.lease() * 9 / 10,
+        commit_timeout: COMMIT_TIMEOUT,
+    }
+}
+
+async fn build(
+    stored: &StoredIdentity,
+    timeouts: &Timeouts,
+    network: &Network,
+    log: &Log,
+    catalog: &Arc<Catalog>,
+    env: &Env,
+) -> Result<Core, NodeError> {
+    let config = raft_config(timeouts)
+        .map_err(|error| NodeError::Configuration(format!("timeouts: {error}")))?;
+    let machine = Machine::new(catalog.clone(), env.executor);
+    let store = LogStore::new(log.clone(), env.executor);
+    let built = Raft::build(stored.id, Arc::new(config), network.clone(), store, machine).await;
+    let raft = built.map_err(|error| NodeError::Failed(format!("consensus: {error}")))?;
+    Ok(Core::new(stored.id, raft))
+}
+
+/// Founds a cluster, or begins to join one.
+async fn enter(
+    config: &Config,
+    stored: &StoredIdentity,
+    hooks: &Arc<Hooks>,
+    identity: &Arc<Identity>,
+    core: &Core,
+    network: &Network,
+    env: &Env,
+) -> Result<Option<JoinHandle<()>>, NodeError> {
+    use crate::raft::peers::PeerHooks as _;
+    if config.bootstrap && config.join.is_empty() {
+        if identity.cluster() == 0 {
+            let cluster = env.random.next_u64().max(1);
+            hooks.join_cluster(cluster).map_err(failed("node.toml"))?;
+            identity.join(cluster);
+        }
+        core.bootstrap(&config.address).await.map_err(NodeError::Failed)?;
+        return Ok(None);
+    }
+    let (network, addresses) = (network.clone(), config.join.clone());
+    let (id, address) = (stored.id, config.address.clone());
+    Ok(Some(tokio::spawn(join(network, addresses, id, address))))
+}
+
+/// Asks the addresses in turn, and the leader that they name, until this node is a member.
+async fn join(network: Network, addresses: Vec<String>, id: NodeId, address: String) {
+    let body = calls::encode_join(id, &address);
+    let mut said = String::new();
     loop {
-        let Some(frame) = decoder.next_frame().ok()? else {
-            if stream.read_buf(decoder.space()).await.ok()? == 0 {
-                return None;
+        let mut ask = addresses.clone();
+        while let Some(next) = ask.pop() {
+            let answer = network.call_address(&next, calls::JOIN, body.clone(), JOIN_TIMEOUT).await;
+            let what = match answer.as_deref().map(calls::decode_joined) {
+                Ok(Ok(Joined::Done)) => {
+                    tracing::info!(node = id, "this node has joined the cluster");
+                    return;
+                }
+                Ok(Ok(Joined::AskLeader(leader))) if !leader.is_empty() && leader != next => {
+                    ask.push(leader);
+                    continue;
+                }
+                Ok(Ok(Joined::AskLeader(_))) => "no leader is known there".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            if said != what {
+                tracing::info!(at = next, %what, "waiting to join");
+                said = what;
             }
+        }
+        tokio::time::sleep(JOIN_PAUSE).await;
+    }
+}
+
+/// Folds when enough has gathered or nothing has been written for a while, and lets the log
+/// forget what is folded and not kept for followers.
+async fn keep_checkpoints(
+    member: Arc<Member>,
+    log: Log,
+    limits: config::Limits,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut seen = (None, Duration::ZERO);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(CHECKPOINT_LOOK) => {}
+            _ = stopping.wait_for(|stop| *stop) => return,
+        }
+        let applied = member.catalog().applied().last;
+        let recorded = member.catalog().recorded().last;
+        let now = member.env().clock.monotonic();
+        if seen.0 != applied {
+            seen = (applied, now);
+        }
+        if applied == recorded {
             continue;
-        };
-        let node =
-            |(id, a): (u64, &String)| NodeInfo { id, address: a.as_str().into(), role: Some(0) };
-        let response = match Request::decode(&frame).ok()? {
-            Request::Leader => Response::Node { id: 1, address: members.first()?.as_str().into() },
-            Request::Cluster { .. } => {
-                Response::Nodes { nodes: (1..).zip(members.iter()).map(node).collect() }
-            }
-            _ => Response::failure(code::PARSE, code::UNKNOWN_REQUEST),
-        };
-        let mut out = BytesMut::new();
-        response.encode(&mut out).ok()?;
-        stream.write_all(&out).await.ok()?;
+        }
+        let overlay_bytes = member.catalog().overlay_bytes() as u64;
+        let from = recorded.map_or(0, |last| last.index + 1);
+        let due = overlay_bytes > limits.overlay_bytes
+            || log.bytes_since(from) > limits.log_keep_bytes
+            || now.saturating_sub(seen.1) > CHECKPOINT_IDLE;
+        if !due {
+            continue;
+        }
+        match member.checkpoint().await {
+            Ok(Some(index)) => purge(&member, &log, index, limits.log_keep_bytes).await,
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "a checkpoint failed; it will be tried again"),
+        }
+    }
+}
+
+/// Forgets folded entries, but for the newest `keep_bytes` of the log.
+async fn purge(member: &Arc<Member>, log: &Log, folded: u64, keep_bytes: u64) {
+    let first = log.state().purged.map_or(0, |purged| purged.index + 1);
+    if log.bytes_since(first) <= keep_bytes || first > folded {
+        return;
+    }
+    let (mut low, mut high) = (first, folded + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if log.bytes_since(middle) > keep_bytes { low = middle + 1 } else { high = middle }
+    }
+    if low > first {
+        member.core().purge(low - 1).await;
     }
 }

@@ -1,0 +1,140 @@
+//! What nodes ask each other beyond consensus: to join, and for a read index.
+//!
+//! *Invariant*: a call changes something only on the leader.
+
+use std::io;
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
+
+use crate::base::NodeId;
+use crate::codec::{Malformed, Reader};
+use crate::disk::Disk;
+use crate::member::Member;
+use crate::raft::messages::Refusal;
+use crate::raft::peers::PeerHooks;
+use crate::raft::snapshot::SnapshotSink;
+
+use super::identity::StoredIdentity;
+
+/// A node asks to be a member.
+pub const JOIN: u8 = 1;
+
+const DONE: u8 = 0;
+const ASK_LEADER: u8 = 1;
+
+/// The body of [`JOIN`].
+pub fn encode_join(id: NodeId, address: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u64_le(id);
+    out.put_slice(address.as_bytes());
+    out.freeze()
+}
+
+/// What came of a [`JOIN`].
+#[derive(Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// The node is a member.
+    Done,
+    /// The leader is elsewhere; nothing when nobody is known to lead.
+    AskLeader(String),
+}
+
+/// Reads the answer to [`JOIN`].
+pub fn decode_joined(bytes: &[u8]) -> Result<Joined, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let malformed = Malformed { offset: 0, what: "an answer to a join" };
+    match reader.u8()? {
+        DONE => Ok(Joined::Done),
+        ASK_LEADER => {
+            let address = std::str::from_utf8(reader.rest()).map_err(|_| malformed)?;
+            Ok(Joined::AskLeader(address.to_owned()))
+        }
+        _ => Err(malformed),
+    }
+}
+
+/// The answering side.
+pub struct Hooks {
+    disk: Arc<dyn Disk>,
+    stored: StoredIdentity,
+    member: OnceLock<Weak<Member>>,
+}
+
+impl Hooks {
+    /// For the node that `stored` names.
+    pub fn new(disk: Arc<dyn Disk>, stored: StoredIdentity) -> Arc<Hooks> {
+        Arc::new(Hooks { disk, stored, member: OnceLock::new() })
+    }
+
+    /// The member is there: calls can be answered.
+    pub fn attach(&self, member: &Arc<Member>) {
+        let first = self.member.set(Arc::downgrade(member));
+        debug_assert!(first.is_ok());
+    }
+}
+
+impl PeerHooks for Hooks {
+    fn call(
+        &self,
+        from: NodeId,
+        kind: u8,
+        body: Bytes,
+    ) -> BoxFuture<'static, Result<Bytes, Refusal>> {
+        let member = self.member.get().and_then(Weak::upgrade);
+        Box::pin(async move {
+            let Some(member) = member else {
+                return Err(Refusal("this node is starting".to_owned()));
+            };
+            match kind {
+                JOIN => join(&member, &body).await,
+                crate::member::CALL_READ_INDEX => {
+                    let index = member.confirm_by_quorum().await;
+                    let index = index.map_err(|failure| Refusal(failure.to_string()))?;
+                    Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
+                }
+                _ => Err(Refusal(format!("node {from} asked for something unknown here"))),
+            }
+        })
+    }
+
+    fn open_sink(&self, _from: NodeId) -> io::Result<Box<dyn SnapshotSink>> {
+        Err(io::Error::other("snapshots are not received yet"))
+    }
+
+    fn join_cluster(&self, cluster: u64) -> io::Result<()> {
+        self.stored.clone().in_cluster(cluster).store(&*self.disk)
+    }
+
+    fn room_bytes(&self) -> u64 {
+        self.disk.available_bytes().unwrap_or(u64::MAX - 1)
+    }
+}
+
+async fn join(member: &Arc<Member>, body: &[u8]) -> Result<Bytes, Refusal> {
+    let refuse = |what: String| Refusal(what);
+    let mut reader = Reader::new(body);
+    let id = reader.u64().map_err(|error| refuse(error.to_string()))?;
+    let address = std::str::from_utf8(reader.rest())
+        .map_err(|_| refuse("an address that is not text".to_owned()))?;
+    let leadership = member.leadership();
+    if leadership.open_term.is_none() {
+        let mut out = vec![ASK_LEADER];
+        out.extend(leadership.leader.unwrap_or_default().1.as_bytes());
+        return Ok(out.into());
+    }
+    if let Some((_, theirs, votes)) = leadership.members.iter().find(|(of, _, _)| *of == id) {
+        if theirs != address {
+            let what = format!("node {id} is a member at {theirs} already");
+            return Err(refuse(what));
+        }
+        if *votes {
+            return Ok(Bytes::from_static(&[DONE]));
+        }
+    }
+    member.core().add_learner(id, address).await.map_err(refuse)?;
+    member.core().promote(id).await.map_err(refuse)?;
+    tracing::info!(node = id, address, "a node has joined and votes");
+    Ok(Bytes::from_static(&[DONE]))
+}
