@@ -5,6 +5,7 @@
 //! | [`types`] | openraft's types, named; conversions to the log's types |
 //! | [`config`] | openraft's settings, and its timing explained |
 //! | [`lease`] | the guard of leases that a restarted node forgot |
+//! | [`log_store`] | openraft's log storage over the log on disk |
 //! | [`network`] | openraft's network: the asking side of every peer connection |
 //! | [`peers`] | the answering side |
 //! | [`snapshot`] | the seam between the state machine and the transport of snapshots |
@@ -24,6 +25,7 @@ pub mod connection;
 pub mod fields;
 pub mod frames;
 pub mod lease;
+pub mod log_store;
 pub mod membership;
 pub mod messages;
 pub mod network;
@@ -31,3 +33,6 @@ pub mod peers;
 pub mod snapshot;
 pub mod transfer;
 pub mod types;
+
+#[cfg(test)]
+mod tests;
