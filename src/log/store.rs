@@ -148,6 +148,17 @@ impl Log {
         Ok(entries)
     }
 
+    /// As [`Log::read`], where all of it is in memory; `None` where the disk would have to be read.
+    pub fn read_cached(
+        &self,
+        from: u64,
+        to_exclusive: u64,
+        bytes_max: usize,
+    ) -> Option<Vec<Entry>> {
+        let Found { places, cached } = self.inner.front.lock().find(from, to_exclusive, bytes_max);
+        places.is_empty().then_some(cached)
+    }
+
     /// The highest index that may be purged (that of the durable checkpoint record); none may
     /// before this is called.
     pub fn set_purge_limit(&self, index_max: Option<u64>) {

@@ -379,7 +379,7 @@ mod tests {
     }
 
     /// A frame arrives whole although the reader was cut off again and again.
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn reading_may_be_cut_off_anywhere() {
         let (here, there) = tokio::io::duplex(1000);
         let mut ours = Connection::new(Box::new(here));
@@ -390,6 +390,7 @@ mod tests {
         frame.payload(&payload);
         ours.writer.push(frame.finish());
         let sending = tokio::spawn(async move {
+            let mut ours = ours;
             while ours.writer.pending() {
                 ours.writer.write_some().await.unwrap();
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;

@@ -8,6 +8,7 @@
 //! | [`machine`] | the state machine |
 //! | [`config`] | openraft's settings, and its timing explained |
 //! | [`lease`] | the guard of leases that a restarted node forgot |
+//! | [`log_store`] | openraft's log storage over the log on disk |
 //! | [`network`] | openraft's network: the asking side of every peer connection |
 //! | [`peers`] | the answering side |
 //! | [`snapshot`] | the seam between the state machine and the transport of snapshots |
@@ -29,6 +30,7 @@ pub mod core;
 pub mod fields;
 pub mod frames;
 pub mod lease;
+pub mod log_store;
 pub mod machine;
 pub mod membership;
 pub mod messages;
@@ -38,5 +40,10 @@ pub mod snapshot;
 pub mod transfer;
 pub mod types;
 
+<<<<<<< HEAD
 pub use self::core::{Core, CoreView, Raft, WriteFailure};
 pub use types::{Command, Outcome};
+=======
+#[cfg(test)]
+mod tests;
+>>>>>>> raft

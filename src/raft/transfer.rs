@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 
@@ -26,6 +27,9 @@ use super::snapshot::{
 };
 use super::types::{RaftVote, SnapshotMeta, log_id, log_vote, raft_log_id, raft_vote};
 use crate::base::{DatabaseId, Executor, limits};
+
+/// How long a receiver that gave up waits for the sender to have heard it.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Why a transfer ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -364,6 +368,9 @@ where
         let mut frame = FrameBuilder::new(kind::FAILED, reason.len() + 2);
         put_text(frame.fields(), &reason);
         put(receiver.connection, frame.finish()).await?;
+        // Closing at once would throw away the reason, on its way against what the sender writes.
+        let closed = async { while let Ok(Some(_)) = receiver.connection.reader.next().await {} };
+        let _ = tokio::time::timeout(FAREWELL, closed).await;
     }
     received.map(|()| true)
 }
