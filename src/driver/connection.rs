@@ -161,6 +161,12 @@ impl Connection {
             Err(_) => return Err(Fault::NotSent("the server takes no bytes".to_owned())),
         }
         self.out.clear();
+        // A stream that wraps another may still hold bytes.
+        match timeout_at(deadline, self.stream.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Fault::Lost(error.to_string())),
+            Err(_) => return Err(Fault::Lost("the server takes no bytes".to_owned())),
+        }
         let response = self.response(deadline).await?;
         self.busy = matches!(response, Response::Rows(_));
         Ok(response)

@@ -88,6 +88,7 @@ impl Leaders {
 
     /// The leader's address, known or found.
     pub(super) async fn find(self: &Arc<Self>, deadline: Instant) -> Result<Arc<str>, DriverError> {
+        let mut backoff = Backoff::new(&self.options);
         loop {
             let search = {
                 let mut state = self.state.lock();
@@ -96,11 +97,22 @@ impl Leaders {
                 }
                 state.search.get_or_insert_with(|| self.clone().start()).clone()
             };
-            match timeout_at(deadline, search).await {
+            match timeout_at(deadline, search.clone()).await {
                 Ok(Some(address)) => return Ok(address),
-                Ok(None) if Instant::now() < deadline => {}
-                Ok(None) | Err(_) => return Err(self.no_leader()),
+                Ok(None) => self.forget(&search),
+                Err(_) => return Err(self.no_leader()),
             }
+            if !backoff.wait(deadline).await {
+                return Err(self.no_leader());
+            }
+        }
+    }
+
+    /// Lets the next caller begin a new search, also where the old one ended with its runtime.
+    fn forget(&self, search: &Search) {
+        let mut state = self.state.lock();
+        if state.search.as_ref().is_some_and(|current| current.ptr_eq(search)) {
+            state.search = None;
         }
     }
 

@@ -311,4 +311,22 @@ mod tests {
         assert_eq!(control("ROLLBACK TRANSACTION TO SAVEPOINT a"), Some(Control::Release));
         assert_eq!(control("SELECT 'BEGIN'"), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_cut_in_order(
+            text in "(['\"`\\[\\];*/\n -]|BEGIN|END|CREATE|TRIGGER|ä|x){0,40}",
+        ) {
+            let mut end = 0;
+            for piece in pieces(&text) {
+                proptest::prop_assert!(piece.start >= end);
+                end = piece.start + piece.text.len();
+                proptest::prop_assert_eq!(&text[piece.start..end], piece.text);
+                let line = 1 + text[..piece.start].matches('\n').count();
+                proptest::prop_assert_eq!(piece.line, line);
+                let _ = (is_read_only(piece.text), may_yield_rows(piece.text), control(piece.text));
+            }
+            is_complete(&text);
+        }
+    }
 }

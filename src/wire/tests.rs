@@ -470,7 +470,7 @@ proptest! {
 
     #[test]
     fn noise_never_panics(
-        kind in any::<u8>(), schema in 0_u8..3,
+        kind in prop_oneof![0_u8..20, 128_u8..133, any::<u8>()], schema in 0_u8..3,
         words in prop::collection::vec(
             prop_oneof![any::<u64>(), 0_u64..20, Just(u64::MAX), Just(0xEEEE_EEEE_EEEE_EEEE)], 1..20,
         ),
@@ -487,6 +487,15 @@ proptest! {
             = Request::decode(&frame)
         {
             prop_assert!(params.iter().count() <= params.len());
+        }
+    }
+
+    #[test]
+    fn noise_in_a_stream_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut decoder = FrameDecoder::new(128);
+        decoder.push(&bytes);
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            prop_assert!(frame.body.len() < 128);
         }
     }
 

@@ -480,3 +480,14 @@ async fn a_call_that_is_given_up_costs_its_connection() {
     assert_eq!(db.query("SELECT 1", vec![]).await.unwrap().rows, counted(1));
     assert_eq!(fake.accepted(), 3);
 }
+
+#[test]
+fn a_search_that_ended_with_its_runtime_is_begun_again() {
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let client = Client::new(["127.0.0.1:1"], options()).unwrap();
+    let db = client.database("db").timeout(Duration::from_millis(300));
+    for _ in 0..2 {
+        let error = runtime().block_on(db.query("SELECT 1", vec![])).unwrap_err();
+        assert!(error.to_string().contains("127.0.0.1:1 cannot be reached"), "{error}");
+    }
+}
