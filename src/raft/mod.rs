@@ -40,10 +40,7 @@ pub mod snapshot;
 pub mod transfer;
 pub mod types;
 
-<<<<<<< HEAD
 pub use self::core::{Core, CoreView, Raft, WriteFailure};
 pub use types::{Command, Outcome};
-=======
 #[cfg(test)]
 mod tests;
->>>>>>> raft
