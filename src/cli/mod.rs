@@ -43,7 +43,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run a whole cluster on this machine, each node a process of its own
     Up(up::UpArgs),
-    /// Run SQL: a shell, or one shot
+    /// Run SQL: a shell, one statement, or a script
     Sql(shell::SqlArgs),
     /// Compare the members' copies of a database
     Digest(digest::DigestArgs),
@@ -79,33 +79,37 @@ impl From<ConfigError> for Failure {
 /// Parses the command line and runs the subcommand it names.
 pub fn main() -> ExitCode {
     match Cli::try_parse() {
-        Ok(Cli { command: Command::Sql(args), log }) => sql(args, &log),
         Ok(cli) => finish(run(cli)),
         Err(error) => refuse(&error),
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let log = &cli.log;
     match cli.command {
-        Command::Serve(args) => serve::run(&args, &cli.log),
-        Command::Up(args) => up::run(&args, &cli.log),
-        // Its exit code says how far a script came: see `main`.
-        Command::Sql(_) => Ok(()),
-        Command::Digest(args) => digest::run(&args, &cli.log),
-        Command::Bench(args) => bench::run(&args, &cli.log),
-        Command::Health(args) => health::run(&args, &cli.log),
-        Command::Config(args) => config::run(&args, &cli.log),
+        // Tells by its exit code whether the statements succeeded.
+        Command::Sql(args) => return sql(args, log),
+        Command::Serve(args) => serve::run(&args, log)?,
+        Command::Up(args) => up::run(&args, log)?,
+        Command::Digest(args) => digest::run(&args, log)?,
+        Command::Bench(args) => bench::run(&args, log)?,
+        Command::Health(args) => health::run(&args, log)?,
+        Command::Config(args) => config::run(&args, log)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn sql(args: shell::SqlArgs, log: &args::LogArgs) -> ExitCode {
-    let ran = logging::start_client(log).and_then(|()| Ok(runtime()?.block_on(shell::run(args))?));
-    ran.unwrap_or_else(|failure| finish(Err(failure)))
+fn sql(args: shell::SqlArgs, log: &args::LogArgs) -> Result<ExitCode, Failure> {
+    logging::start_client(log)?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(shell::run(args));
+    runtime.shutdown_background();
+    Ok(outcome?)
 }
 
-fn finish(outcome: Result<(), Failure>) -> ExitCode {
+fn finish(outcome: Result<ExitCode, Failure>) -> ExitCode {
     let (code, line) = match outcome {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(code) => return code,
         Err(Failure::Operation(error)) => (1, format!("{error:#}")),
         Err(Failure::Usage(line)) => (2, line),
     };
