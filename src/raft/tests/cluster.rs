@@ -266,6 +266,7 @@ async fn a_restarted_leader_does_not_go_on_in_its_term() {
     cluster.nodes[leader].kill().await;
     cluster.nodes[leader].start().await;
     let raft = cluster.nodes[leader].raft();
+    raft.wait(Some(PATIENCE)).metrics(|watched| watched.vote.committed, "started").await.unwrap();
     assert_eq!(leading_term(&raft.metrics().borrow_watched()), None);
     assert_eq!(raft.as_leader().map(|leader| leader.term()).ok(), Some(before), "the trap");
     let next = cluster.leader().await;
