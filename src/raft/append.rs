@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use openraft::raft::StreamAppendResult;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
@@ -100,6 +100,12 @@ impl AppendLink {
             waiting.range = None;
         }
         self.live = 0;
+        // What came since is taken now: most of all, the end of a connection that broke idle.
+        while let Some(frame) = self.connection.reader.next().now_or_never() {
+            if frame.and_then(|frame| self.answered(frame)).is_err() {
+                return false;
+            }
+        }
         self.connection.writer.queued_bytes() <= LEFTOVER_BYTES_MAX
             && self.deadline().is_none_or(|deadline| Instant::now() < deadline)
     }
