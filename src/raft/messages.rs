@@ -326,7 +326,8 @@ mod tests {
             entries in proptest::collection::vec(entry(), 0..6),
         ) {
             let request = AppendRequest { vote, prev_log_id, entries, leader_commit };
-            let (number, got) = decode_append(body(&encode_append(sequence, request.clone()))).unwrap();
+            let frame = encode_append(sequence, request.clone());
+            let (number, got) = decode_append(body(&frame)).unwrap();
             prop_assert_eq!(number, sequence);
             prop_assert_eq!(got.vote, request.vote);
             prop_assert_eq!(got.prev_log_id, request.prev_log_id);
