@@ -53,6 +53,9 @@ pub const PEER_FRAME_BYTES_MAX: usize = 16 << 20;
 /// How many append requests one replication stream has in flight.
 pub const PEER_APPENDS_IN_FLIGHT_MAX: usize = 64;
 
+/// ... and how many bytes, but for the last of them.
+pub const PEER_APPEND_BYTES_IN_FLIGHT_MAX: usize = 32 << 20;
+
 /// A replication stream takes no further request while this many bytes wait to be written.
 pub const PEER_QUEUE_BYTES_MAX: usize = 1 << 20;
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use openraft::raft::StreamAppendResult;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
@@ -45,6 +45,7 @@ pub type Answer = StreamAppendResult<TypeConfig>;
 struct Waiting {
     sequence: u64,
     sent: Instant,
+    bytes: usize,
     /// What it appended, from and to; none when its session is gone.
     range: Option<(Option<RaftLogId>, Option<RaftLogId>)>,
 }
@@ -55,6 +56,8 @@ struct AppendLink {
     waiting: VecDeque<Waiting>,
     /// How many of the waiting belong to the session that runs.
     live: usize,
+    /// The bytes of all that wait.
+    waiting_bytes: usize,
     next_sequence: u64,
     /// When the peer last gave a sign of life.
     heard: Instant,
@@ -77,6 +80,7 @@ impl AppendLink {
             connection,
             waiting: VecDeque::new(),
             live: 0,
+            waiting_bytes: 0,
             next_sequence: 0,
             heard: now,
             alarm: Box::pin(tokio::time::sleep(limits::PEER_SILENCE_MAX)),
@@ -96,6 +100,12 @@ impl AppendLink {
             waiting.range = None;
         }
         self.live = 0;
+        // What came since is taken now: most of all, the end of a connection that broke idle.
+        while let Some(frame) = self.connection.reader.next().now_or_never() {
+            if frame.and_then(|frame| self.answered(frame)).is_err() {
+                return false;
+            }
+        }
         self.connection.writer.queued_bytes() <= LEFTOVER_BYTES_MAX
             && self.deadline().is_none_or(|deadline| Instant::now() < deadline)
     }
@@ -106,8 +116,11 @@ impl AppendLink {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         self.live += 1;
-        self.waiting.push_back(Waiting { sequence, sent: Instant::now(), range });
-        self.connection.writer.push(encode_append(sequence, request));
+        let frame = encode_append(sequence, request);
+        let bytes = frame.bytes();
+        self.waiting_bytes += bytes;
+        self.waiting.push_back(Waiting { sequence, sent: Instant::now(), bytes, range });
+        self.connection.writer.push(frame);
     }
 
     /// Takes an answer off the connection; none when it was nobody's any more.
@@ -123,6 +136,7 @@ impl AppendLink {
         if waiting.sequence != sequence {
             return Err(invalid("answers out of order"));
         }
+        self.waiting_bytes -= waiting.bytes;
         self.heard = Instant::now();
         self.room_bytes.store(room_bytes, Ordering::Relaxed);
         let Some((prev, last)) = waiting.range else { return Ok(None) };
@@ -171,6 +185,7 @@ impl AppendLink {
     {
         let queued = self.connection.writer.queued_bytes();
         let room = self.waiting.len() < limits::PEER_APPENDS_IN_FLIGHT_MAX
+            && self.waiting_bytes < limits::PEER_APPEND_BYTES_IN_FLIGHT_MAX
             && queued < limits::PEER_QUEUE_BYTES_MAX;
         let next_request = async {
             match input {

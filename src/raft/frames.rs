@@ -187,6 +187,11 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The length, header included.
+    pub fn bytes(&self) -> usize {
+        self.slices.iter().map(Bytes::len).sum()
+    }
+
     /// Header and body in one run of bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.slices.concat()

@@ -19,6 +19,9 @@ use crate::log::{Entry, EntryKind};
 /// An entry's fields beside its payload: term, index, kind, length.
 const ENTRY_FIELD_BYTES: usize = 21;
 
+/// Room is reserved for this many entries at once; more of them are believed when they are read.
+const ENTRIES_RESERVED_MAX: usize = 4096;
+
 /// A request to append, numbered by the connection.
 pub fn encode_append(sequence: u64, request: AppendRequest) -> Frame {
     let small = 8 + 17 + 17 + 17 + 4;
@@ -48,7 +51,7 @@ pub fn decode_append(body: Bytes) -> Result<(u64, AppendRequest), Malformed> {
     let prev_log_id = reader.log_id_option("append's previous entry")?.map(raft_log_id);
     let leader_commit = reader.log_id_option("append's commit")?.map(raft_log_id);
     let count = reader.count(ENTRY_FIELD_BYTES, "append's entries")?;
-    let mut entries = Vec::with_capacity(count);
+    let mut entries = Vec::with_capacity(count.min(ENTRIES_RESERVED_MAX));
     for _ in 0..count {
         let id = reader.log_id("entry")?;
         let entry_kind = match reader.u8("entry's kind")? {
@@ -323,7 +326,8 @@ mod tests {
             entries in proptest::collection::vec(entry(), 0..6),
         ) {
             let request = AppendRequest { vote, prev_log_id, entries, leader_commit };
-            let (number, got) = decode_append(body(&encode_append(sequence, request.clone()))).unwrap();
+            let frame = encode_append(sequence, request.clone());
+            let (number, got) = decode_append(body(&frame)).unwrap();
             prop_assert_eq!(number, sequence);
             prop_assert_eq!(got.vote, request.vote);
             prop_assert_eq!(got.prev_log_id, request.prev_log_id);

@@ -205,44 +205,55 @@ enum AppendSlot {
     Running(BoxFuture<'static, Result<AppendAnswer, Stopped>>),
 }
 
-/// Appends at work, oldest first, by their numbers.
+/// Appends at work, oldest first, by their numbers, with the sizes of their frames.
+#[derive(Default)]
 struct Appends {
-    slots: VecDeque<(u64, AppendSlot)>,
+    slots: VecDeque<(u64, usize, AppendSlot)>,
+    bytes: usize,
 }
 
 impl Appends {
+    fn has_room(&self) -> bool {
+        self.slots.len() < limits::PEER_APPENDS_IN_FLIGHT_MAX
+            && self.bytes < limits::PEER_APPEND_BYTES_IN_FLIGHT_MAX
+    }
+
     /// Hands a request to consensus, now.
     async fn push(
         &mut self,
         sequence: u64,
+        bytes: usize,
         mut append: BoxFuture<'static, Result<AppendAnswer, Stopped>>,
     ) -> io::Result<()> {
         let slot = match futures::poll!(append.as_mut()) {
             Poll::Ready(answer) => AppendSlot::Done(answer.map_err(io::Error::other)?),
             Poll::Pending => AppendSlot::Running(append),
         };
-        self.slots.push_back((sequence, slot));
+        self.bytes += bytes;
+        self.slots.push_back((sequence, bytes, slot));
         Ok(())
     }
 
     /// The answer to the oldest one; never, when there is none. May be cut off.
     async fn next(&mut self) -> io::Result<(u64, AppendAnswer)> {
-        let answer = match self.slots.front_mut() {
-            None => std::future::pending().await,
-            Some((sequence, AppendSlot::Done(answer))) => (*sequence, answer.clone()),
-            Some((sequence, AppendSlot::Running(append))) => {
-                (*sequence, append.await.map_err(io::Error::other)?)
-            }
+        let Some((sequence, bytes, slot)) = self.slots.front_mut() else {
+            return std::future::pending().await;
         };
+        let answer = match slot {
+            AppendSlot::Done(answer) => answer.clone(),
+            AppendSlot::Running(append) => append.await.map_err(io::Error::other)?,
+        };
+        let answer = (*sequence, answer);
+        self.bytes -= *bytes;
         self.slots.pop_front();
         Ok(answer)
     }
 }
 
 async fn serve_appends(mut connection: Connection, handler: &PeerHandler) -> io::Result<()> {
-    let mut appends = Appends { slots: VecDeque::new() };
+    let mut appends = Appends::default();
     loop {
-        let room = appends.slots.len() < limits::PEER_APPENDS_IN_FLIGHT_MAX;
+        let room = appends.has_room();
         // Answers first, then requests, and only then the socket: so answers share system calls.
         tokio::select! {
             biased;
@@ -253,8 +264,9 @@ async fn serve_appends(mut connection: Connection, handler: &PeerHandler) -> io:
             }
             frame = connection.reader.next(), if room => match frame? {
                 Some((kind::APPEND, body)) => {
+                    let bytes = body.len();
                     let (sequence, request) = decode_append(body)?;
-                    appends.push(sequence, handler.raft.append(request)).await?;
+                    appends.push(sequence, bytes, handler.raft.append(request)).await?;
                 }
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),
                 None => return Ok(()),

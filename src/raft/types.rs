@@ -15,7 +15,7 @@ use bytes::Bytes;
 use openraft::type_config::alias::{
     EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf,
 };
-use openraft::{EntryPayload, RaftTypeConfig};
+use openraft::{EntryPayload, RaftTypeConfig, ServerState};
 
 use super::membership::{decode_membership, encode_membership};
 use super::snapshot::SnapshotHandle;
@@ -78,6 +78,9 @@ openraft::declare_raft_types!(
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
 );
 
+/// How a watched state is looked at (`borrow_watched`) and waited for (`changed`).
+pub use openraft::async_runtime::watch::WatchReceiver as Watch;
+
 /// A running consensus core over the state machine `M`.
 pub type RaftOf<M> = openraft::Raft<TypeConfig, M>;
 /// An entry as openraft holds it.
@@ -114,6 +117,14 @@ pub type TransferRequest = openraft::raft::TransferLeaderRequest<TypeConfig>;
 pub type TransferAnswer = openraft::raft::TransferLeaderResponse<TypeConfig>;
 /// What came of a write, as its responder gets it.
 pub type WriteResult = openraft::raft::ClientWriteResult<TypeConfig>;
+
+/// The term that this node leads, as far as its watched state says. openraft's own `as_leader`
+/// goes by the saved vote alone, and so names a leader that was restarted as leader still.
+pub fn leading_term(metrics: &Metrics) -> Option<u64> {
+    let vote = &metrics.vote;
+    let ours = vote.committed && vote.leader_id.voted_for == metrics.id;
+    (metrics.state == ServerState::Leader && ours).then_some(vote.leader_id.term)
+}
 
 /// A log id for openraft.
 pub fn raft_log_id(id: log::LogId) -> RaftLogId {

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use openraft::ServerState;
-use openraft::async_runtime::watch::WatchReceiver;
 use openraft::impls::ProgressResponder;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
@@ -160,7 +159,7 @@ impl Cluster {
         while started.elapsed() < PATIENCE {
             for (index, node) in self.nodes.iter().enumerate() {
                 if let Some(running) = &node.running
-                    && running.raft.metrics().borrow_watched().state == ServerState::Leader
+                    && leading_term(&running.raft.metrics().borrow_watched()).is_some()
                     && running.raft.write_blank().await.is_ok()
                 {
                     return index;
@@ -174,7 +173,7 @@ impl Cluster {
     /// Writes numbered commands, without waiting for one before the next; all must succeed.
     async fn write(&self, leader: usize, numbers: std::ops::Range<u64>) {
         let raft = self.nodes[leader].raft();
-        let term = raft.as_leader().unwrap().term();
+        let term = leading_term(&raft.metrics().borrow_watched()).unwrap();
         let mut written = Vec::new();
         for number in numbers {
             let (responder, done) = ProgressResponder::complete_only();
@@ -251,9 +250,28 @@ async fn writes_come_back_after_the_leader_is_killed() {
     cluster.write(next, 500..1000).await;
     // The old leader comes back at once, as an upstart would; it does not lead its old term.
     cluster.nodes[leader].start().await;
+    assert_eq!(leading_term(&cluster.nodes[leader].raft().metrics().borrow_watched()), None);
     cluster.write(next, 1000..1100).await;
     cluster.settle(next).await;
     assert_eq!(cluster.nodes[leader].content(), numbers(1100));
+    cluster.stop().await;
+}
+
+/// What [`leading_term`] is for: a leader that restarts before anybody else leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_leader_does_not_go_on_in_its_term() {
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let before = leading_term(&cluster.nodes[leader].raft().metrics().borrow_watched()).unwrap();
+    cluster.nodes[leader].kill().await;
+    cluster.nodes[leader].start().await;
+    let raft = cluster.nodes[leader].raft();
+    raft.wait(Some(PATIENCE)).metrics(|watched| watched.vote.committed, "started").await.unwrap();
+    assert_eq!(leading_term(&raft.metrics().borrow_watched()), None);
+    assert_eq!(raft.as_leader().map(|leader| leader.term()).ok(), Some(before), "the trap");
+    let next = cluster.leader().await;
+    let after = leading_term(&cluster.nodes[next].raft().metrics().borrow_watched()).unwrap();
+    assert!(after > before);
     cluster.stop().await;
 }
 
@@ -270,6 +288,9 @@ async fn leadership_is_handed_over() {
     let wait = cluster.nodes[target].raft().wait(Some(PATIENCE));
     wait.state(ServerState::Leader, "handed over").await.unwrap();
     println!("handed over in {:?}", started.elapsed());
+    // It takes writes when a quorum has heard of it.
+    assert_eq!(cluster.leader().await, target);
+    println!("writes in {:?}", started.elapsed());
     cluster.write(target, 200..400).await;
     cluster.settle(target).await;
     assert_eq!(cluster.nodes[leader].content(), numbers(400));
@@ -285,9 +306,10 @@ async fn a_follower_behind_the_log_gets_a_snapshot() {
     cluster.nodes[follower].kill().await;
     cluster.write(leader, 100..5000).await;
     let raft = cluster.nodes[leader].raft();
-    raft.trigger().snapshot().await.unwrap();
-    let applied = raft.metrics().borrow_watched().last_applied.unwrap();
     let wait = || raft.wait(Some(PATIENCE));
+    let applied = cluster.nodes[leader].running.as_ref().unwrap().toy.0.lock().applied.unwrap();
+    wait().applied_index(Some(applied.index), "applied").await.unwrap();
+    raft.trigger().snapshot().await.unwrap();
     wait().snapshot(applied, "snapshot").await.unwrap();
     raft.trigger().purge_log(applied.index).await.unwrap();
     wait().purged(Some(applied), "purge").await.unwrap();
@@ -297,5 +319,40 @@ async fn a_follower_behind_the_log_gets_a_snapshot() {
     let toy = &cluster.nodes[follower].running.as_ref().unwrap().toy;
     assert_eq!(toy.0.lock().installed, 1);
     assert_eq!(cluster.nodes[follower].content(), numbers(5100));
+    cluster.stop().await;
+}
+
+/// Prints what replication costs here, without a disk: `cargo test --release -- --ignored`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn measure_replication() {
+    let cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let raft = cluster.nodes[leader].raft();
+    let term = leading_term(&raft.metrics().borrow_watched()).unwrap();
+    for (window, count) in [(1, 3000u64), (16, 30_000), (256, 60_000)] {
+        let room = Arc::new(tokio::sync::Semaphore::new(window));
+        let started = Instant::now();
+        let mut acks = JoinSet::new();
+        for _ in 0..count {
+            let permit = room.clone().acquire_owned().await.unwrap();
+            let (responder, done) = ProgressResponder::complete_only();
+            let command = Command(vec![7; 341].into());
+            raft.write(command).with_leader(term).responder(responder).await.unwrap();
+            let sent = Instant::now();
+            acks.spawn(async move {
+                let result: WriteResult = done.await.unwrap();
+                result.unwrap();
+                drop(permit);
+                sent.elapsed()
+            });
+        }
+        let mut waits = acks.join_all().await;
+        let rate = count as f64 / started.elapsed().as_secs_f64();
+        waits.sort();
+        let (p50, p99) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+        println!("{window} in flight: {rate:.0} entries/s, p50 {p50:?}, p99 {p99:?}");
+    }
+    cluster.settle(leader).await;
     cluster.stop().await;
 }

@@ -9,6 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt, stream};
+use openraft::RaftNetworkFactory;
+use openraft::network::RPCOption;
+use openraft::network::v2::RaftNetworkV2;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
@@ -20,6 +23,7 @@ use super::super::connection::{Connection, Dialer, Identity, PeerStream, connect
 use super::super::frames::{Channel, PREAMBLE};
 use super::super::lease::LeaseGuard;
 use super::super::messages::{Refusal, Request};
+use super::super::network::Network;
 use super::super::peers::{PeerHandler, PeerHooks, RaftDoor, Stopped, serve};
 use super::super::snapshot::*;
 use super::super::transfer;
@@ -163,7 +167,10 @@ impl Dialer for Pipes {
                     let (relay_read, mut relay_write) = tokio::io::split(relay);
                     let mut some = relay_read.take(bytes);
                     tokio::select! {
-                        _ = tokio::io::copy(&mut some, &mut near_write) => {}
+                        () = async {
+                            let _ = tokio::io::copy(&mut some, &mut near_write).await;
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                        } => {}
                         _ = tokio::io::copy(&mut near_read, &mut relay_write) => {}
                     }
                 }
@@ -248,6 +255,21 @@ async fn a_dropped_session_leaves_the_connection_usable() {
         let last = answers[0].as_ref().unwrap().as_ref().unwrap();
         assert_eq!(last.unwrap().index, round * 10 + 9);
         pipes.down.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_broke_idle_is_opened_anew() {
+    let (handler, ..) = handler(2, CLUSTER, true);
+    let pipes = Pipes::to(&handler);
+    let (mut client, _) = client(&pipes);
+    for round in 1..=3u64 {
+        // Preamble, hello and one append pass; a little later the pipe ends.
+        *pipes.cut_after.lock() = Some(8 + 38 + 103);
+        let input = stream::iter([append_of(round, 10)]);
+        let answers: Vec<_> = client.session(input).await.unwrap().collect().await;
+        assert!(matches!(&answers[..], [Ok(Ok(_))]), "{answers:?}");
+        tokio::time::sleep(Duration::from_millis(60)).await;
     }
 }
 
@@ -363,6 +385,23 @@ async fn a_restarted_node_takes_no_part_in_elections() {
             let answer = client.ask(request, Duration::from_secs(5)).await;
             assert_eq!(answer.is_ok(), granted, "{answer:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_node_asks_for_no_vote() {
+    let vote = VoteRequest::new(raft_vote(Vote { term: 1, node: 1, committed: false }), None);
+    let (handler, ..) = handler(2, CLUSTER, true);
+    for (fresh, asked) in [(true, true), (false, false)] {
+        let lease = LeaseGuard::at_start(Env::real().clock, &Timeouts::default(), fresh);
+        let identity = Identity::new(1, CLUSTER);
+        let dialer = Pipes::to(&handler);
+        let mut network = Network::new(dialer, identity, Arc::new(lease), Executor::Threads);
+        let peer = Peer { address: "pipe".to_owned() };
+        let mut client = network.new_client(2, &peer).await;
+        let option = RPCOption::new(Duration::from_secs(5));
+        assert_eq!(client.vote(vote.clone(), option.clone()).await.is_ok(), asked);
+        assert_eq!(client.pre_vote(vote.clone(), option).await.is_ok(), asked);
     }
 }
 
