@@ -4,6 +4,7 @@
 //! *Invariant*: `NotAppended` is said only of a command that is in no log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -17,7 +18,9 @@ use crate::base::NodeId;
 use crate::log::LogId;
 
 use super::machine::Machine;
-use super::types::{Command, Metrics, Outcome, Peer, RaftOf, TypeConfig, WriteResult, log_id};
+use super::types::{
+    Command, Metrics, Outcome, Peer, RaftOf, TypeConfig, WriteResult, leading_term, log_id,
+};
 
 /// openraft's core over our state machine.
 pub type Raft = RaftOf<Machine>;
@@ -70,13 +73,15 @@ pub struct Core {
     id: NodeId,
     raft: Raft,
     metrics: WatchReceiverOf<TypeConfig, Metrics>,
+    /// One change of the membership at a time.
+    changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Core {
     /// Wraps a built core.
     pub fn new(id: NodeId, raft: Raft) -> Core {
         let metrics = raft.metrics();
-        Core { id, raft, metrics }
+        Core { id, raft, metrics, changes: Arc::default() }
     }
 
     /// openraft's own handle, for the peers' doors.
@@ -111,7 +116,7 @@ impl Core {
     /// does not lead in it.
     pub fn quorum_age(&self, term: u64) -> Option<Duration> {
         let metrics = self.metrics.borrow_watched();
-        let leads = metrics.current_leader == Some(self.id) && metrics.current_term == term;
+        let leads = leading_term(&metrics) == Some(term);
         let acked = metrics.last_quorum_acked.as_ref()?;
         leads.then(|| acked.into_inner().elapsed())
     }
@@ -136,10 +141,9 @@ impl Core {
                 .find(|(id, _, _)| *id == leader)
                 .map(|(id, address, _)| (*id, address.clone()))
         });
-        let committed = metrics.vote.committed && metrics.vote.leader_id.voted_for == self.id;
         CoreView {
             term: metrics.current_term,
-            leads: committed && metrics.current_leader == Some(self.id),
+            leads: leading_term(&metrics) == Some(metrics.current_term),
             leader,
             members,
             applied: metrics.last_applied.as_ref().map(|id| id.index),
@@ -173,15 +177,12 @@ impl Core {
         self.raft.initialize(members).await.map_err(|error| error.to_string())
     }
 
-    /// Adds a member that does not vote, or changes its address, and waits until it has caught up.
-    pub async fn add_learner(&self, id: NodeId, address: &str) -> Result<(), String> {
+    /// Adds a member at `address`, waits until it has caught up, and lets it vote.
+    pub async fn add_voter(&self, id: NodeId, address: &str) -> Result<(), String> {
+        let _one_at_a_time = self.changes.lock().await;
         let peer = Peer { address: address.to_owned() };
         let added = self.raft.add_learner(id, peer, true).await;
-        added.map(|_| ()).map_err(|error| error.to_string())
-    }
-
-    /// Makes a member vote.
-    pub async fn promote(&self, id: NodeId) -> Result<(), String> {
+        added.map_err(|error| error.to_string())?;
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         let changed = self.raft.change_membership(change, true).await;
         changed.map(|_| ()).map_err(|error| error.to_string())
