@@ -36,7 +36,9 @@ pub fn spawn(member: &Arc<Member>) {
         loop {
             let view = core.view();
             if let Some(why) = &view.fatal {
-                tracing::error!(%why, "the consensus core has ended; this node serves nothing");
+                if !member.stopping.load(Ordering::Acquire) {
+                    tracing::error!(%why, "the consensus core has ended; this node serves nothing");
+                }
                 member.close(&view);
                 return;
             }
@@ -66,6 +68,10 @@ async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
     if member.leadership.borrow().open_term == Some(view.term) {
         member.note_members(view);
         let stores = member.catalog.all();
+        for store in stores.iter().filter(|store| store.epoch() == 0) {
+            // Just created, by an entry of this term: there is nothing before.
+            store.ensure_open(view.term);
+        }
         if stores.iter().all(|store| store.open_term() == Some(view.term)) {
             return false;
         }

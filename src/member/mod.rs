@@ -146,6 +146,8 @@ pub struct Member {
     reconfirmation: Notify,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
+    /// The node is being stopped on purpose.
+    stopping: AtomicBool,
     reads: read::Rounds,
 }
 
@@ -175,6 +177,7 @@ impl Member {
             leadership: watch::Sender::new(Leadership::default()),
             reconfirmation: Notify::new(),
             paused: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
         });
         lead::spawn(&member);
@@ -243,6 +246,15 @@ impl Member {
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
         database.store().ensure_open(term);
         Ok(database)
+    }
+
+    /// Ends the consensus core, on purpose.
+    pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.core.stop().await;
+        for database in self.databases.lock().values() {
+            database.slot().stop();
+        }
     }
 
     /// Stops executing writes for good and waits until what was executed is applied: leadership is

@@ -184,7 +184,7 @@ impl Node {
     pub async fn stop(self) {
         self.hand_over().await;
         self.stopping.send_replace(true);
-        self.member.core().stop().await;
+        self.member.stop().await;
         for task in self.tasks {
             task.abort();
         }

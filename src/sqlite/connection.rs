@@ -433,7 +433,7 @@ impl Connection {
         ran.map_err(|error| self.explain(error))
     }
 
-    /// As [`Connection::run`] for a statement that reads, given up after a bounded number of
+    /// As [`Connection::run`] outside of a transaction that wrote, given up after a bounded number of
     /// steps, or when its rows exceed one batch: `None`, and nothing has happened.
     pub fn run_quickly(
         &self,
