@@ -143,7 +143,8 @@ pub struct Member {
     published: Arc<Notify>,
     leadership: watch::Sender<Leadership>,
     /// Wakes the task that follows the core.
-    reconfirmation: Notify,
+    reconfirmation: Arc<Notify>,
+    fatal: watch::Sender<Option<String>>,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
     /// The node is being stopped on purpose.
@@ -152,7 +153,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Puts a member together; its tasks run on the runtime that this is called from.
+    /// Puts a member together; its tasks run on the runtime that this is called from. `disturbed`
+    /// is what the state machine tells when apply has closed a write slot.
     pub fn start(
         id: NodeId,
         env: Env,
@@ -162,6 +164,7 @@ impl Member {
         catalog: Arc<Catalog>,
         space: Arc<TempSpace>,
         options: MemberOptions,
+        disturbed: Arc<Notify>,
     ) -> Arc<Member> {
         let member = Arc::new(Member {
             id,
@@ -175,7 +178,8 @@ impl Member {
             databases: Mutex::default(),
             published: Arc::new(Notify::new()),
             leadership: watch::Sender::new(Leadership::default()),
-            reconfirmation: Notify::new(),
+            reconfirmation: disturbed,
+            fatal: watch::Sender::new(None),
             paused: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
@@ -219,6 +223,15 @@ impl Member {
     /// Follows who leads.
     pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
+    }
+
+    /// Waits until the consensus core has ended, and says why.
+    pub async fn wait_fatal(&self) -> String {
+        let mut fatal = self.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "the member is gone".to_owned(),
+        }
     }
 
     /// The term in which this node may execute writes; `NotLeader` while it may not.
