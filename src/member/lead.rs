@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use crate::base::NodeId;
 use crate::pages::Store;
 use crate::raft::{Core, CoreView};
@@ -30,7 +32,7 @@ pub struct Leadership {
 }
 
 /// Starts the task that follows the core.
-pub fn spawn(member: &Arc<Member>) {
+pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
     let member = member.clone();
     tokio::spawn(async move {
         let mut core = member.core.clone();
@@ -49,7 +51,7 @@ pub fn spawn(member: &Arc<Member>) {
                 () = member.reconfirmation.notified() => {}
             }
         }
-    });
+    })
 }
 
 /// Does what the view asks for. Returns whether to look again at once.

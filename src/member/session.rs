@@ -40,8 +40,11 @@ pub enum ReadLevel {
     Linearizable,
     /// As of now if clocks drift within bounds: the leader's lease.
     Lease,
-    /// Whatever this node has applied.
-    Local,
+    /// Whatever this node has applied, perhaps bounded in age.
+    Local {
+        /// What is read was the newest at most so long ago.
+        staleness_max: Option<Duration>,
+    },
 }
 
 /// Refuses rows: for requests that expect none.
@@ -612,7 +615,7 @@ fn read_statement(
     if let Some(ran) = connection.run_quickly(statement, params, surplus, cancel, sink) {
         return ran;
     }
-    sink.begin(Delivery::Stream);
+    sink.begin(if executor.may_wait() { Delivery::Stream } else { Delivery::Hold });
     executor.in_place(|| connection.run(statement, params, surplus, cancel, sink))
 }
 
