@@ -16,7 +16,7 @@ use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -56,6 +56,31 @@ impl Options {
     pub fn set(mut self, key: &str, value: &str) -> Options {
         self.flags.extend(["--set".to_owned(), format!("{key}={value}")]);
         self
+    }
+}
+
+/// A cluster that the tests of one file share: started by the first that asks for it, stopped when
+/// the last one that has it is done.
+pub struct Shared {
+    running: tokio::sync::Mutex<std::sync::Weak<Cluster>>,
+    options: fn() -> Options,
+}
+
+impl Shared {
+    /// One that is started with these options.
+    pub const fn new(options: fn() -> Options) -> Shared {
+        Shared { running: tokio::sync::Mutex::const_new(std::sync::Weak::new()), options }
+    }
+
+    /// The cluster.
+    pub async fn get(&self) -> Result<Arc<Cluster>> {
+        let mut running = self.running.lock().await;
+        if let Some(cluster) = running.upgrade() {
+            return Ok(cluster);
+        }
+        let cluster = Arc::new(Cluster::start_with((self.options)()).await?);
+        *running = Arc::downgrade(&cluster);
+        Ok(cluster)
     }
 }
 
@@ -204,6 +229,12 @@ impl Cluster {
     pub fn client(&self) -> Result<Client> {
         let options = driver::Options { connections_max: 128, ..driver::Options::default() };
         Ok(Client::new(self.addresses(), options)?)
+    }
+
+    /// A bare connection to the leader, with `database` open.
+    pub async fn raw(&self, database: &str) -> Result<raw::Raw> {
+        let leader = self.wait_for_leader().await?;
+        raw::Raw::open(self.address(leader), database).await
     }
 
     /// Folds what each member has applied into its database files.

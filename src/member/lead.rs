@@ -66,7 +66,8 @@ async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
     if member.leadership.borrow().open_term == Some(view.term) {
         member.note_members(view);
         let stores = member.catalog.all();
-        if stores.iter().all(|store| store.open_term() == Some(view.term)) {
+        // One that has just been created is not one that was rewound.
+        if stores.iter().all(|store| store.open_new(view.term)) {
             return false;
         }
         // Apply met a delta that is not of this epoch.
