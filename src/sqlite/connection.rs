@@ -15,7 +15,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, OpenFlags, ffi};
+use rusqlite::{OpenFlags, ffi};
 
 use crate::pages::{PagesError, Store};
 
@@ -190,9 +190,13 @@ pub struct Counters {
 
 #[derive(Default)]
 struct SeededCounters {
-    last_insert_rowid: AtomicI64,
     changes: AtomicI64,
+    /// What the connection's own count is short of the session's.
     total_changes: AtomicI64,
+    /// The connection's own count when it was seeded.
+    own_total_changes: AtomicI64,
+    /// A statement that counts has ended since, though it may have changed no row.
+    counted: AtomicBool,
 }
 
 /// A SQLite connection to one database.
@@ -265,13 +269,14 @@ impl Connection {
     fn override_counters(&mut self) -> Result<(), SqlError> {
         type Answer = fn(&SeededCounters, &vfs::Counts) -> i64;
         let functions: [(&str, Answer); 3] = [
-            ("last_insert_rowid", |seed, own| match own.total_changes {
-                0 => seed.last_insert_rowid.load(Ordering::Relaxed),
-                _ => own.last_insert_rowid,
-            }),
-            ("changes", |seed, own| match own.total_changes {
-                0 => seed.changes.load(Ordering::Relaxed),
-                _ => own.changes,
+            ("last_insert_rowid", |_, own| own.last_insert_rowid),
+            ("changes", |seed, own| {
+                let counted = seed.counted.load(Ordering::Relaxed);
+                if counted || own.total_changes != seed.own_total_changes.load(Ordering::Relaxed) {
+                    own.changes
+                } else {
+                    seed.changes.load(Ordering::Relaxed)
+                }
             }),
             ("total_changes", |seed, own| {
                 seed.total_changes.load(Ordering::Relaxed).saturating_add(own.total_changes)
@@ -291,11 +296,12 @@ impl Connection {
     pub fn seed(&self, counters: &Counters) {
         let as_i64 = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         vfs::set_last_insert_rowid(&self.raw, counters.last_insert_rowid);
-        self.counters.last_insert_rowid.store(counters.last_insert_rowid, Ordering::Relaxed);
+        let own = as_i64(self.raw.total_changes());
+        let total = as_i64(counters.total_changes).saturating_sub(own);
         self.counters.changes.store(as_i64(counters.changes), Ordering::Relaxed);
-        let own = self.raw.total_changes();
-        let total = as_i64(counters.total_changes).saturating_sub(as_i64(own));
         self.counters.total_changes.store(total, Ordering::Relaxed);
+        self.counters.own_total_changes.store(own, Ordering::Relaxed);
+        self.counters.counted.store(false, Ordering::Relaxed);
     }
 
     /// What it shares with its file.
@@ -338,29 +344,57 @@ impl Connection {
         first.unwrap_or(sql.len())
     }
 
-    fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, SqlError> {
+    /// Prepares `sql` and uses the statement. It goes back to the cache, unless it acts when it is
+    /// prepared (most PRAGMAs), so that it must be prepared each time.
+    fn with_prepared<T>(
+        &self,
+        sql: &str,
+        with: impl FnOnce(&mut rusqlite::Statement<'_>) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
+        // What an earlier statement met is no reason of this one.
+        self.link.take_error();
         self.guard.begin();
-        Ok(self.raw.prepare_cached(sql)?)
+        self.check_stands()?;
+        let mut statement = self.raw.prepare_cached(sql)?;
+        let cached = !self.guard.notes().keeps_connection;
+        let result = with(&mut statement);
+        if !cached {
+            statement.discard();
+        }
+        result
+    }
+
+    /// Whether nothing that this connection has seen was dropped by a rewind. When it fails the
+    /// connection is of no use any more: every statement answers SQLITE_IOERR.
+    pub fn check_stands(&self) -> Result<(), SqlError> {
+        self.link.check_stands().map_err(|error| SqlError {
+            code: ffi::SQLITE_IOERR,
+            message: error.to_string(),
+            cause: Some(error),
+        })
     }
 
     /// Prepares `sql`, one statement, and tells what it is.
     pub fn describe(&self, sql: &str) -> Result<Described, SqlError> {
-        self.space.used_by(|| {
-            let prepared = self.prepare(sql);
-            let needs_own_connection = self.guard.notes().needs_own_connection;
-            match prepared {
-                Ok(statement) => Ok(Described {
+        let described = self.space.used_by(|| {
+            self.with_prepared(sql, |statement| {
+                Ok(Described {
                     readonly: statement.readonly(),
                     explain: statement.is_explain() != 0,
                     parameters: statement.parameter_count(),
                     columns: statement.column_count(),
-                    needs_own_connection,
-                }),
-                Err(error) if error.code == ffi::SQLITE_AUTH && needs_own_connection => {
-                    Ok(Described { needs_own_connection, ..Described::default() })
-                }
-                Err(error) => Err(self.explain(error)),
+                    needs_own_connection: self.guard.notes().needs_own_connection,
+                })
+            })
+        });
+        described.or_else(|error| {
+            let notes = self.guard.notes();
+            let needs_own_connection = notes.needs_own_connection;
+            // A function that is refused has another code than an action that is.
+            if self.guard.is_shared() && needs_own_connection && notes.denied.is_none() {
+                return Ok(Described { needs_own_connection, ..Described::default() });
             }
+            Err(self.explain(error))
         })
     }
 
@@ -374,49 +408,71 @@ impl Connection {
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
         *self.cancel.lock() = Some(cancel.clone());
-        let ran = self.space.used_by(|| self.run_inner(sql, params, sink));
+        let ran = self.space.used_by(|| {
+            self.with_prepared(sql, |statement| self.step(sql, statement, params, sink))
+        });
         *self.cancel.lock() = None;
         ran.map_err(|error| self.explain(error))
     }
 
-    fn run_inner(
+    fn step(
         &self,
         sql: &str,
+        statement: &mut rusqlite::Statement<'_>,
         params: &[Value],
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
-        let mut statement = self.prepare(sql)?;
         for (number, value) in params.iter().take(statement.parameter_count()).enumerate() {
             statement.raw_bind_parameter(number + 1, value)?;
         }
-        let columns = statement.column_count();
-        if columns > 0 {
-            let columns: Vec<rusqlite::Column<'_>> = statement.columns().collect();
-            let described: Vec<Column<'_>> = columns
-                .iter()
-                .map(|column| Column { name: column.name(), declared: column.decl_type() })
-                .collect();
-            sink.columns(&described)?;
+        let counting = !statement.readonly() && text::counts_changes(sql);
+        let stepped = self.step_to_end(statement, sink);
+        if counting {
+            self.counters.counted.store(true, Ordering::Relaxed);
         }
-        let mut count = 0;
-        let mut rows = statement.raw_query();
-        let mut values = Vec::with_capacity(columns);
-        while let Some(row) = rows.next()? {
-            values.clear();
-            for column in 0..columns {
-                values.push(row.get_ref(column)?);
-            }
-            sink.row(&values)?;
-            count += 1;
-            values = Vec::new();
-        }
-        drop(rows);
+        let (columns, rows) = stepped?;
         Ok(Ran {
             last_insert_rowid: self.raw.last_insert_rowid(),
             changes: self.raw.changes(),
             columns,
-            rows: count,
+            rows,
         })
+    }
+
+    /// Gives all rows to the sink; how many columns and rows there were.
+    fn step_to_end(
+        &self,
+        statement: &mut rusqlite::Statement<'_>,
+        sink: &mut dyn RowSink,
+    ) -> Result<(usize, u64), SqlError> {
+        let readonly = statement.readonly();
+        // The columns are known after the first step: it prepares a statement of the cache anew
+        // when the schema has changed.
+        let (mut columns, mut count) = (None, 0);
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next()? {
+            let taken = match columns {
+                Some(columns) => give_row(row, columns, sink),
+                None => give_columns(row.as_ref(), sink).and_then(|known| {
+                    columns = Some(known);
+                    give_row(row, known, sink)
+                }),
+            };
+            if let Err(error) = taken {
+                if !readonly {
+                    // Merely reset, it would commit.
+                    self.raw.get_interrupt_handle().interrupt();
+                    while let Ok(Some(_)) = rows.next() {}
+                }
+                return Err(error);
+            }
+            count += 1;
+        }
+        drop(rows);
+        match columns {
+            Some(columns) => Ok((columns, count)),
+            None => Ok((give_columns(statement, sink)?, count)),
+        }
     }
 
     /// Ends an open transaction without its changes.
@@ -440,4 +496,32 @@ impl Connection {
         }
         error
     }
+}
+
+/// Tells the sink the columns of a statement, if it has any; how many.
+fn give_columns(
+    statement: &rusqlite::Statement<'_>,
+    sink: &mut dyn RowSink,
+) -> Result<usize, SqlError> {
+    let columns: Vec<rusqlite::Column<'_>> = statement.columns().collect();
+    let described: Vec<Column<'_>> = columns
+        .iter()
+        .map(|column| Column { name: column.name(), declared: column.decl_type() })
+        .collect();
+    if !described.is_empty() {
+        sink.columns(&described)?;
+    }
+    Ok(described.len())
+}
+
+fn give_row(
+    row: &rusqlite::Row<'_>,
+    columns: usize,
+    sink: &mut dyn RowSink,
+) -> Result<(), SqlError> {
+    let mut values = Vec::with_capacity(columns);
+    for column in 0..columns {
+        values.push(row.get_ref(column)?);
+    }
+    sink.row(&values)
 }

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-/// What the authorizer saw while a statement was prepared.
+/// What the authorizer saw while a statement was prepared. A statement from the cache is not
+/// prepared: it was allowed here before, and it keeps nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// The statement needs a connection of the session's own.
@@ -132,6 +133,17 @@ fn judge(action: &AuthAction<'_>) -> Verdict {
     }
 }
 
+fn creates(action: &AuthAction<'_>) -> bool {
+    matches!(
+        action,
+        AuthAction::CreateTable { .. }
+            | AuthAction::CreateIndex { .. }
+            | AuthAction::CreateView { .. }
+            | AuthAction::CreateTrigger { .. }
+            | AuthAction::CreateVtable { .. }
+    )
+}
+
 fn judge_function(name: &str) -> Verdict {
     let is = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(name));
     if is(DENIED_FUNCTIONS) {
@@ -177,6 +189,11 @@ impl Guard {
         Guard { notes: Arc::default(), shared }
     }
 
+    /// Whether sessions share the connection.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     /// Forgets the notes before a statement is prepared.
     pub fn begin(&self) {
         *self.notes.lock() = Notes::default();
@@ -189,7 +206,14 @@ impl Guard {
 
     /// SQLite's question.
     pub fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
-        match judge(&context.action) {
+        let verdict = match judge(&context.action) {
+            // `CREATE TABLE temp.t` is an action of its own kind only with the word TEMP.
+            Verdict::Allow if context.database_name == Some("temp") && creates(&context.action) => {
+                Verdict::Own { keeps: true }
+            }
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Allow => Authorization::Allow,
             Verdict::Own { keeps } => self.own(keeps, &context.action),
             Verdict::Deny(what) => {
