@@ -39,17 +39,14 @@ pub struct Overlay {
     chains: PageMap<Chain>,
     base_version: u64,
     images: usize,
+    /// How many of them were at or below the base when it last moved.
+    below_base: usize,
 }
 
 impl Overlay {
     /// Nothing above a base at `base_version`.
     pub fn new(base_version: u64) -> Overlay {
-        Overlay { chains: PageMap::default(), base_version, images: 0 }
-    }
-
-    /// The version of the base file that absent images are read from.
-    pub fn base_version(&self) -> u64 {
-        self.base_version
+        Overlay { chains: PageMap::default(), base_version, images: 0, below_base: 0 }
     }
 
     /// How many images are held.
@@ -60,7 +57,8 @@ impl Overlay {
     /// The image of `page` that a snapshot at `version` sees, if it is not the base's.
     pub fn find(&self, page: PageNo, version: u64) -> Option<&Image> {
         let chain = self.chains.get(&page)?;
-        let (at, image) = chain.iter().rev().find(|(at, _)| *at <= version)?;
+        let newest = chain.partition_point(|(at, _)| *at <= version).checked_sub(1)?;
+        let (at, image) = chain.get(newest)?;
         // An older image kept for an older reader must not hide the folded page from newer ones.
         (*at > self.base_version || version < self.base_version).then_some(image)
     }
@@ -71,13 +69,17 @@ impl Overlay {
     pub fn push(&mut self, page: PageNo, version: u64, image: Image, keep: &[u64]) {
         let chain = self.chains.entry(page).or_default();
         debug_assert!(chain.last().is_none_or(|(last, _)| *last < version));
-        self.images -= prune(chain, keep);
+        // Up to the last of `keep`; one image alone there is needed by it.
+        let prefix = keep.last().map_or(0, |last| chain.partition_point(|(at, _)| at <= last));
+        if prefix > 1 {
+            self.images -= prune(chain, prefix, keep);
+        }
         chain.push((version, image));
         self.images += 1;
     }
 
-    /// Adds the image that the base has now, for readers at `version` and above (the oldest that
-    /// reads this page from the base), below the version that is being folded over it.
+    /// Adds the image that the base has now as that of `version`, one of
+    /// [`Overlay::readers_of_base`].
     pub fn preserve(&mut self, page: PageNo, version: u64, image: Image) {
         let chain = self.chains.entry(page).or_default();
         let at = chain.partition_point(|(v, _)| *v < version);
@@ -104,7 +106,8 @@ impl Overlay {
             .chains
             .iter()
             .filter_map(|(page, chain)| {
-                let (at, image) = chain.iter().rev().find(|(at, _)| *at <= target)?;
+                let newest = chain.partition_point(|(at, _)| *at <= target).checked_sub(1)?;
+                let (at, image) = chain.get(newest)?;
                 (*at > self.base_version).then(|| (*page, image.clone()))
             })
             .collect();
@@ -112,70 +115,55 @@ impl Overlay {
         pages
     }
 
-    /// Whether a reader at `version`, older than the base will be, would read `page` from the
-    /// base as it is now.
-    pub fn reads_base(&self, page: PageNo, version: u64) -> bool {
-        self.find(page, version).is_none()
+    /// Of the readers at the (ascending) `versions`, all older than the base will be, those to
+    /// preserve the base's present image of `page` for, so that all who read it from the base
+    /// find it here: the oldest, and the oldest of those that the base is not newer than, for an
+    /// image below the base does not count for them.
+    pub fn readers_of_base(&self, page: PageNo, versions: &[u64]) -> Vec<u64> {
+        let reads_base = |version: &&u64| self.find(page, **version).is_none();
+        let (below, above) =
+            versions.split_at(versions.partition_point(|version| *version < self.base_version));
+        let oldest = [below, above].map(|versions| versions.iter().find(reads_base).copied());
+        oldest.into_iter().flatten().collect()
+    }
+
+    /// How many images are held that only readers older than the base see.
+    pub fn len_below_base(&self) -> usize {
+        self.below_base
     }
 
     /// The base is now at `version`: drops what it holds, but for what the readers at the
     /// (ascending) versions in `keep` still need.
     pub fn folded(&mut self, version: u64, keep: &[u64]) {
         self.base_version = version;
-        let mut images = 0;
+        let older = &keep[..keep.partition_point(|k| *k < version)];
+        let (mut images, mut below) = (0, 0);
         self.chains.retain(|_, chain| {
-            let older: Vec<u64> = keep.iter().copied().filter(|k| *k < version).collect();
-            let above = chain.partition_point(|(at, _)| *at <= version);
-            let mut kept: Chain = chain.drain(above..).collect();
-            prune_all(chain, &older);
-            chain.append(&mut kept);
+            let prefix = chain.partition_point(|(at, _)| *at <= version);
+            below += prefix - prune(chain, prefix, older);
             images += chain.len();
             !chain.is_empty()
         });
-        self.images = images;
-    }
-
-    /// Drops every image below `version` that only readers older than it needed.
-    pub fn evict_below(&mut self, version: u64) {
-        let base = self.base_version;
-        let mut images = 0;
-        self.chains.retain(|_, chain| {
-            if version <= base {
-                chain.retain(|(at, _)| *at >= version || *at > base);
-            }
-            images += chain.len();
-            !chain.is_empty()
-        });
-        self.images = images;
+        (self.images, self.below_base) = (images, below);
     }
 }
 
-/// Keeps, of the images in `chain`, those above the last of `keep` and for each of `keep` the
-/// newest at or below it. Returns how many were dropped.
-fn prune(chain: &mut Chain, keep: &[u64]) -> usize {
-    let before = chain.len();
-    if before < 2 {
-        return 0;
-    }
-    let Some(last) = keep.last() else { return 0 };
-    let above = chain.partition_point(|(at, _)| at <= last);
-    let mut newer: Chain = chain.drain(above..).collect();
-    prune_all(chain, keep);
-    chain.append(&mut newer);
-    before - chain.len()
-}
-
-/// Keeps only, for each of `keep`, the newest image at or below it.
-fn prune_all(chain: &mut Chain, keep: &[u64]) {
-    let mut needed = vec![false; chain.len()];
+/// Keeps, of the first `prefix` images in `chain`, for each of `keep` the newest at or below it.
+/// Returns how many were dropped.
+fn prune(chain: &mut Chain, prefix: usize, keep: &[u64]) -> usize {
+    let mut needed = vec![false; prefix];
     for version in keep {
-        let at = chain.partition_point(|(v, _)| v <= version);
+        let at = chain.partition_point(|(v, _)| v <= version).min(prefix);
         if let Some(slot) = at.checked_sub(1).and_then(|i| needed.get_mut(i)) {
             *slot = true;
         }
     }
-    let mut flags = needed.into_iter();
-    chain.retain(|_| flags.next().unwrap_or(true));
+    let before = chain.len();
+    if needed.contains(&false) {
+        let mut flags = needed.into_iter();
+        chain.retain(|_| flags.next().unwrap_or(true));
+    }
+    before - chain.len()
 }
 
 #[cfg(test)]
@@ -226,7 +214,8 @@ mod tests {
         );
         overlay.push(1, 10, image(10), &[3, 8]);
         assert_eq!((seen(&overlay, 9), seen(&overlay, 10)), (None, Some(10)));
-        overlay.evict_below(8);
+        assert_eq!((overlay.len(), overlay.len_below_base()), (2, 1));
+        overlay.folded(9, &[9]);
         assert_eq!((seen(&overlay, 10), overlay.len()), (Some(10), 1));
     }
 
@@ -234,9 +223,27 @@ mod tests {
     fn what_the_base_has_is_preserved_for_readers_below_the_fold() {
         let mut overlay = Overlay::new(4);
         overlay.push(1, 6, image(6), &[5]);
-        assert!(overlay.reads_base(1, 5));
+        assert_eq!(overlay.readers_of_base(1, &[5]), [5]);
         overlay.preserve(1, 5, image(4));
         overlay.folded(6, &[5]);
         assert_eq!((seen(&overlay, 5), seen(&overlay, 6)), (Some(4), None));
+    }
+    /// One image was preserved for the oldest reader, and that lay below the base: the reader
+    /// above the base did not find it, and read the base while it was being overwritten.
+    #[test]
+    fn the_base_is_preserved_for_readers_on_both_sides_of_it() {
+        let mut overlay = Overlay::new(4);
+        overlay.folded(10, &[7, 10]);
+        overlay.push(1, 15, image(15), &[7, 12]);
+        assert_eq!(overlay.readers_of_base(1, &[5, 7, 12, 13]), [5, 12]);
+        overlay.preserve(1, 5, image(10));
+        overlay.preserve(1, 12, image(10));
+        for version in [5, 7, 12, 13] {
+            assert_eq!(seen(&overlay, version), Some(10));
+        }
+        overlay.folded(20, &[5, 7, 12, 13]);
+        for version in [5, 7, 12, 13] {
+            assert_eq!(seen(&overlay, version), Some(10));
+        }
     }
 }
