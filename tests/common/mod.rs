@@ -2,6 +2,8 @@
 //! have it. Tests take leadership away, hold deltas back, cut the power and look at both copies.
 #![allow(dead_code)]
 
+pub mod hook;
+
 use std::sync::Arc;
 
 use quire::base::DatabaseName;
@@ -30,7 +32,18 @@ pub struct Member {
 impl Member {
     /// A member with one empty database.
     pub fn new(disk: FakeDisk, page_size: usize) -> Member {
-        let catalog = Catalog::open(Arc::new(disk.clone())).unwrap();
+        Member::on(disk.clone(), Arc::new(disk), page_size)
+    }
+
+    /// As [`Member::new`], its files opened through a hook.
+    pub fn hooked(page_size: usize) -> (Member, hook::HookDisk) {
+        let disk = FakeDisk::unrecorded();
+        let hooked = hook::HookDisk::new(disk.clone());
+        (Member::on(disk, Arc::new(hooked.clone()), page_size), hooked)
+    }
+
+    fn on(disk: FakeDisk, through: Arc<dyn Disk>, page_size: usize) -> Member {
+        let catalog = Catalog::open(through).unwrap();
         let name = DatabaseName::new(NAME).unwrap();
         let store = catalog.create(1, name, page_size).unwrap();
         catalog.applied().last = Some(LogId { term: 1, index: 1 });
