@@ -83,9 +83,8 @@ impl Store {
         pages.retain(|(page, _)| *page <= point.page_count);
         self.base.allocate(point.page_count)?;
         self.write_ckpt(&target.folded, &pages)?;
-        self.base.lock(SqliteLock::Reserved)?;
         let copied = self.copy_into_base(&target.folded, base_before, &pages);
-        self.base.lock(SqliteLock::Unlocked)?;
+        self.base.lock(SqliteLock::Reserved)?;
         copied?;
         Ok(target.folded)
     }
@@ -303,6 +302,7 @@ fn redo_from(
         return Ok(None);
     }
     let base = BaseFile::open(disk, name, page_size)?;
+    base.lock(SqliteLock::Exclusive)?;
     base.allocate(folded.point.page_count)?;
     for _ in 0..count {
         let (page, hash) = (reader.u32()?, reader.u128()?);
