@@ -7,41 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use common::hook::Event;
-use common::{Member, Replicas, apply, numbers, one, query, run};
+use common::{Member, Reader, Replicas, apply, numbers, one, query, run};
 use quire::disk::fake::Fault;
 use quire::disk::{Disk, FakeDisk};
+use quire::pages::PagesError;
 use quire::pages::store::ApplyOutcome;
-use quire::pages::{PagesError, Snapshot, Store};
 use quire::sqlite::{Connection, View};
 use rusqlite::ffi;
-
-/// A snapshot and what it must show for as long as it lives.
-struct Reader {
-    snapshot: Snapshot,
-    pages: Vec<Vec<u8>>,
-}
-
-impl Reader {
-    fn at_applied(store: &Arc<Store>) -> Reader {
-        let snapshot = store.snapshot_applied().unwrap();
-        let pages = contents(&snapshot).unwrap();
-        Reader { snapshot, pages }
-    }
-
-    fn check(&self) {
-        assert!(contents(&self.snapshot).unwrap() == self.pages, "{:?}", self.snapshot.point());
-    }
-}
-
-fn contents(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, PagesError> {
-    let mut pages = vec![];
-    for page in 1..=snapshot.point().page_count {
-        let mut bytes = vec![0; snapshot.store().page_size()];
-        assert!(snapshot.read(page, 0, &mut bytes)?);
-        pages.push(bytes);
-    }
-    Ok(pages)
-}
 
 fn fill(writer: &Connection, rows: usize) {
     run(writer, "CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, x)");

@@ -7,13 +7,13 @@ pub mod hook;
 use std::sync::Arc;
 
 use quire::base::DatabaseName;
-use quire::codec::Reader;
+use quire::codec;
 use quire::disk::{Disk, FakeDisk};
 use quire::log::LogId;
 use quire::pages::catalog::Applied;
 use quire::pages::delta::DeltaHeader;
 use quire::pages::store::{ApplyOutcome, Outgoing, Place};
-use quire::pages::{Catalog, Store};
+use quire::pages::{Catalog, PagesError, Snapshot, Store};
 use quire::sqlite::{
     Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, TempSpace, Value,
     ValueRef, View,
@@ -73,7 +73,7 @@ impl Member {
 
 /// Applies a delta to a store.
 pub fn apply(store: &Store, outgoing: &Outgoing, index: u64) -> ApplyOutcome {
-    let header = DeltaHeader::decode(&mut Reader::new(&outgoing.bytes)).unwrap();
+    let header = DeltaHeader::decode(&mut codec::Reader::new(&outgoing.bytes)).unwrap();
     store.apply(&header, &outgoing.bytes, Place { index, ordinal: 1 }).unwrap()
 }
 
@@ -175,6 +175,34 @@ impl Replicas {
     pub fn one(&self, sql: &str) -> String {
         self.both(sql).swap_remove(0).swap_remove(0)
     }
+}
+
+/// A snapshot and what it must show for as long as it lives.
+pub struct Reader {
+    pub snapshot: Snapshot,
+    pages: Vec<Vec<u8>>,
+}
+
+impl Reader {
+    pub fn at_applied(store: &Arc<Store>) -> Reader {
+        let snapshot = store.snapshot_applied().unwrap();
+        let pages = contents(&snapshot).unwrap();
+        Reader { snapshot, pages }
+    }
+
+    pub fn check(&self) {
+        assert!(contents(&self.snapshot).unwrap() == self.pages, "{:?}", self.snapshot.point());
+    }
+}
+
+fn contents(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, PagesError> {
+    let mut pages = vec![];
+    for page in 1..=snapshot.point().page_count {
+        let mut bytes = vec![0; snapshot.store().page_size()];
+        assert!(snapshot.read(page, 0, &mut bytes)?);
+        pages.push(bytes);
+    }
+    Ok(pages)
 }
 
 /// Rows as text.
