@@ -83,9 +83,8 @@ impl Store {
         pages.retain(|(page, _)| *page <= point.page_count);
         self.base.allocate(point.page_count)?;
         self.write_ckpt(&target.folded, &pages)?;
-        self.base.lock(SqliteLock::Reserved)?;
         let copied = self.copy_into_base(&target.folded, base_before, &pages);
-        self.base.lock(SqliteLock::Unlocked)?;
+        self.base.lock(SqliteLock::Reserved)?;
         copied?;
         Ok(target.folded)
     }
@@ -151,7 +150,7 @@ impl Store {
             let mut state = self.state.lock();
             (state.base, state.base_place) = (point, folded.place);
             let keep = state.keep();
-            overlay.folded(point.version, &keep);
+            overlay.folded(point.version, point.page_count, &keep);
             self.half_copied.store(false, Ordering::Release);
         }
         self.fold_count.fetch_add(1, Ordering::AcqRel);
@@ -182,17 +181,13 @@ impl Store {
                 readers.clear();
                 continue;
             }
-            let needed = self.overlay.read().readers_of_base(page, &readers);
-            if needed.is_empty() {
+            if !self.overlay.read().is_base_read(page, &readers) {
                 continue;
             }
             let hash = self.read_base(page, &mut content)?;
             let image = Image { bytes: content.as_slice().into(), hash };
             kept_bytes += content.len();
-            let mut overlay = self.overlay.write();
-            for version in needed {
-                overlay.preserve(page, version, image.clone());
-            }
+            self.overlay.write().preserve(page, image);
         }
         Ok(())
     }
@@ -307,6 +302,7 @@ fn redo_from(
         return Ok(None);
     }
     let base = BaseFile::open(disk, name, page_size)?;
+    base.lock(SqliteLock::Exclusive)?;
     base.allocate(folded.point.page_count)?;
     for _ in 0..count {
         let (page, hash) = (reader.u32()?, reader.u128()?);

@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::base::{DatabaseId, DatabaseName, DeltaId};
 use crate::codec::Reader;
-use crate::disk::Disk;
+use crate::disk::{Disk, SqliteLock};
 
 use super::PagesError;
 use super::base_file::{BaseFile, BaseRead};
@@ -214,6 +214,8 @@ impl Store {
         place: Place,
     ) -> Result<Arc<Store>, PagesError> {
         let file = BaseFile::open(&*disk, name.as_str(), page_size)?;
+        // For as long as it is open here, a stock SQLite may read the file but not write it.
+        file.lock(SqliteLock::Reserved)?;
         Ok(Arc::new(Store {
             id,
             name,

@@ -584,7 +584,7 @@ impl Connection {
 
     /// Adds what the file below knows about an error.
     fn explain(&self, mut error: SqlError) -> SqlError {
-        error.cause = self.link.take_error();
+        error.cause = self.link.take_error().or(error.cause);
         if let Some(cause @ (PagesError::Refused(_) | PagesError::SnapshotTooOld)) = &error.cause {
             error.message = cause.to_string();
         }

@@ -2,16 +2,18 @@
 //! have it. Tests take leadership away, hold deltas back, cut the power and look at both copies.
 #![allow(dead_code)]
 
+pub mod hook;
+
 use std::sync::Arc;
 
 use quire::base::DatabaseName;
-use quire::codec::Reader;
+use quire::codec;
 use quire::disk::{Disk, FakeDisk};
 use quire::log::LogId;
 use quire::pages::catalog::Applied;
 use quire::pages::delta::DeltaHeader;
 use quire::pages::store::{ApplyOutcome, Outgoing, Place};
-use quire::pages::{Catalog, Store};
+use quire::pages::{Catalog, PagesError, Snapshot, Store};
 use quire::sqlite::{
     Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, Surplus, TempSpace,
     Value, ValueRef, View,
@@ -30,7 +32,18 @@ pub struct Member {
 impl Member {
     /// A member with one empty database.
     pub fn new(disk: FakeDisk, page_size: usize) -> Member {
-        let catalog = Catalog::open(Arc::new(disk.clone())).unwrap();
+        Member::on(disk.clone(), Arc::new(disk), page_size)
+    }
+
+    /// As [`Member::new`], its files opened through a hook.
+    pub fn hooked(page_size: usize) -> (Member, hook::HookDisk) {
+        let disk = FakeDisk::unrecorded();
+        let hooked = hook::HookDisk::new(disk.clone());
+        (Member::on(disk, Arc::new(hooked.clone()), page_size), hooked)
+    }
+
+    fn on(disk: FakeDisk, through: Arc<dyn Disk>, page_size: usize) -> Member {
+        let catalog = Catalog::open(through).unwrap();
         let name = DatabaseName::new(NAME).unwrap();
         let store = catalog.create(1, name, page_size).unwrap();
         catalog.applied().last = Some(LogId { term: 1, index: 1 });
@@ -60,7 +73,7 @@ impl Member {
 
 /// Applies a delta to a store.
 pub fn apply(store: &Store, outgoing: &Outgoing, index: u64) -> ApplyOutcome {
-    let header = DeltaHeader::decode(&mut Reader::new(&outgoing.bytes)).unwrap();
+    let header = DeltaHeader::decode(&mut codec::Reader::new(&outgoing.bytes)).unwrap();
     store.apply(&header, &outgoing.bytes, Place { index, ordinal: 1 }).unwrap()
 }
 
@@ -162,6 +175,34 @@ impl Replicas {
     pub fn one(&self, sql: &str) -> String {
         self.both(sql).swap_remove(0).swap_remove(0)
     }
+}
+
+/// A snapshot and what it must show for as long as it lives.
+pub struct Reader {
+    pub snapshot: Snapshot,
+    pages: Vec<Vec<u8>>,
+}
+
+impl Reader {
+    pub fn at_applied(store: &Arc<Store>) -> Reader {
+        let snapshot = store.snapshot_applied().unwrap();
+        let pages = contents(&snapshot).unwrap();
+        Reader { snapshot, pages }
+    }
+
+    pub fn check(&self) {
+        assert!(contents(&self.snapshot).unwrap() == self.pages, "{:?}", self.snapshot.point());
+    }
+}
+
+fn contents(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, PagesError> {
+    let mut pages = vec![];
+    for page in 1..=snapshot.point().page_count {
+        let mut bytes = vec![0; snapshot.store().page_size()];
+        assert!(snapshot.read(page, 0, &mut bytes)?);
+        pages.push(bytes);
+    }
+    Ok(pages)
 }
 
 /// Rows as text.
