@@ -15,6 +15,7 @@ use crate::member::Member;
 use crate::raft::messages::Refusal;
 use crate::raft::peers::PeerHooks;
 use crate::raft::snapshot::SnapshotSink;
+use crate::raft::view::IncomingSink;
 
 use super::identity::StoredIdentity;
 
@@ -100,7 +101,9 @@ impl PeerHooks for Hooks {
     }
 
     fn open_sink(&self, _from: NodeId) -> io::Result<Box<dyn SnapshotSink>> {
-        Err(io::Error::other("snapshots are not received yet"))
+        let starting = || io::Error::other("this node is starting");
+        let member = self.member.get().and_then(Weak::upgrade).ok_or_else(starting)?;
+        Ok(Box::new(IncomingSink::new(member.catalog().clone())))
     }
 
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {

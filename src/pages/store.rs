@@ -23,6 +23,7 @@ use crate::disk::Disk;
 use super::PagesError;
 use super::base_file::{BaseFile, BaseRead};
 use super::delta::{self, ChangedPage, DeltaHeader};
+use super::fold::Folded;
 use super::overlay::{Overlay, PageMap};
 use super::page::{Image, PageNo, page_hash};
 
@@ -188,6 +189,7 @@ pub struct Store {
     permit_taken: Mutex<bool>,
     permit_free: Condvar,
     damaged: AtomicBool,
+    retired: AtomicBool,
     damage: Mutex<Option<String>>,
     pub(super) folding: Mutex<()>,
 }
@@ -233,6 +235,7 @@ impl Store {
             permit_taken: Mutex::new(false),
             permit_free: Condvar::new(),
             damaged: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             damage: Mutex::new(None),
             folding: Mutex::new(()),
         }))
@@ -310,7 +313,39 @@ impl Store {
         PagesError::Damaged { database: self.name.to_string(), what }
     }
 
+    /// Serves and applies nothing until [`Store::heal`], though nothing is wrong.
+    pub(super) fn hold_back(&self, why: &str) {
+        *self.damage.lock() = Some(why.to_owned());
+        self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Ends what [`Store::hold_back`] began: the repaired copy has caught up.
+    pub fn heal(&self) {
+        *self.damage.lock() = None;
+        self.damaged.store(false, Ordering::Release);
+    }
+
+    /// Another store has taken this one's place: it lives on for the readers that it has.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.rewind();
+    }
+
+    /// Whether another store has taken this one's place (or the database was dropped).
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// What the base file is at.
+    pub(super) fn folded(&self) -> Folded {
+        let state = self.state.lock();
+        Folded { point: state.base, place: state.base_place }
+    }
+
     fn check_damage(&self) -> Result<(), PagesError> {
+        if self.is_retired() {
+            return Err(PagesError::Rewound);
+        }
         match self.damage() {
             None => Ok(()),
             Some(what) => Err(PagesError::Damaged { database: self.name.to_string(), what }),
@@ -365,7 +400,7 @@ impl Store {
     }
 
     /// The hash of a page at a version, without reading the page.
-    fn hash_of(&self, page: PageNo, version: u64) -> Result<u128, PagesError> {
+    pub(super) fn hash_of(&self, page: PageNo, version: u64) -> Result<u128, PagesError> {
         loop {
             let before = self.fold_count.load(Ordering::Acquire);
             if let Some(image) = self.overlay.read().find(page, version) {
@@ -654,6 +689,16 @@ impl Store {
         if self.damaged.load(Ordering::Acquire) {
             return Ok(ApplyOutcome::Skipped);
         }
+        self.catch_up(header, bytes, place)
+    }
+
+    /// As [`Store::apply`], also where this store holds back: its repaired copy follows the log.
+    pub fn catch_up(
+        &self,
+        header: &DeltaHeader,
+        bytes: &[u8],
+        place: Place,
+    ) -> Result<ApplyOutcome, PagesError> {
         {
             let mut state = self.state.lock();
             let applied = state.applied;
