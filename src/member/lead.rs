@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use crate::base::NodeId;
+use crate::pages::Store;
 use crate::raft::{Core, CoreView};
 
 use super::Member;
@@ -29,31 +32,26 @@ pub struct Leadership {
 }
 
 /// Starts the task that follows the core.
-pub fn spawn(member: &Arc<Member>) {
+pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
     let member = member.clone();
     tokio::spawn(async move {
         let mut core = member.core.clone();
         loop {
             let view = core.view();
-            if let Some(why) = &view.fatal {
-                if !member.stopping.load(Ordering::Acquire) {
-                    tracing::error!(%why, "the consensus core has ended; this node serves nothing");
-                }
-                member.close(&view);
-                return;
+            if view.fatal.is_some() {
+                return member.end(&view);
             }
             if follow(&member, &core, &view).await {
                 continue;
             }
             tokio::select! {
                 alive = core.changed() => if !alive {
-                    member.close(&view);
-                    return;
+                    return member.end(&core.view());
                 },
                 () = member.reconfirmation.notified() => {}
             }
         }
-    });
+    })
 }
 
 /// Does what the view asks for. Returns whether to look again at once.
@@ -68,11 +66,10 @@ async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
     if member.leadership.borrow().open_term == Some(view.term) {
         member.note_members(view);
         let stores = member.catalog.all();
-        for store in stores.iter().filter(|store| store.epoch() == 0) {
-            // Just created, by an entry of this term: there is nothing before.
-            store.ensure_open(view.term);
-        }
-        if stores.iter().all(|store| store.open_term() == Some(view.term)) {
+        // A database that was just created (epoch 0) is opened by whoever asked for it.
+        let undisturbed =
+            |store: &Arc<Store>| store.epoch() == 0 || store.open_term() == Some(view.term);
+        if stores.iter().all(undisturbed) {
             return false;
         }
         // Apply met a delta that is not of this epoch.
@@ -133,6 +130,16 @@ impl Member {
         }
         for store in self.catalog.all() {
             store.rewind();
+        }
+    }
+
+    /// The core has ended.
+    fn end(&self, view: &CoreView) {
+        self.close(view);
+        let why = view.fatal.clone().unwrap_or_else(|| "consensus has ended".to_owned());
+        if !self.stopping.load(Ordering::Acquire) {
+            tracing::error!(%why, "the consensus core has ended; this node serves nothing");
+            self.fatal.send_replace(Some(why));
         }
     }
 

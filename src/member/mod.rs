@@ -6,6 +6,7 @@
 //! | [`write`] | the write slot of a database, its write executor, the proposer |
 //! | `read` | quorum rounds and the lease |
 //! | `lead` | what happens when leadership comes and goes |
+//! | [`repair`] | a damaged copy: standing down, repairing it from another member |
 //! | [`database`] | one database's slot, executor and pool of readers |
 //! | [`session`] | one client's statements, transactions and answers |
 //!
@@ -15,6 +16,7 @@
 pub mod database;
 mod lead;
 mod read;
+pub mod repair;
 pub mod session;
 pub mod write;
 
@@ -25,6 +27,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
 use crate::log::Log;
@@ -91,6 +94,9 @@ pub enum Failure {
     /// The client asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// This member's copy of the database is damaged: it answers nothing from it.
+    #[error("{0}; it is being repaired from another member: ask that one, or again")]
+    Damaged(String),
     /// The node is stopping or broken.
     #[error("{0}")]
     Stopped(String),
@@ -103,7 +109,7 @@ impl Failure {
             Failure::NotLeader => Fate::RetryElsewhere,
             Failure::LeadershipLost => Fate::OutcomeUnknown,
             Failure::Busy => Fate::RetryHere,
-            Failure::Stopped(_) => Fate::RetryElsewhere,
+            Failure::Damaged(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
             _ => Fate::Reject,
         }
     }
@@ -113,6 +119,7 @@ impl From<SqlError> for Failure {
     fn from(error: SqlError) -> Failure {
         match &error.cause {
             Some(PagesError::NotLeader | PagesError::Rewound) => Failure::NotLeader,
+            Some(damaged @ PagesError::Damaged { .. }) => Failure::Damaged(damaged.to_string()),
             _ if error.primary() == rusqlite::ffi::SQLITE_INTERRUPT => Failure::Interrupted,
             _ => Failure::Sql(error),
         }
@@ -123,6 +130,7 @@ impl From<PagesError> for Failure {
     fn from(error: PagesError) -> Failure {
         match error {
             PagesError::NotLeader | PagesError::Rewound => Failure::NotLeader,
+            PagesError::Damaged { .. } => Failure::Damaged(error.to_string()),
             other => Failure::Stopped(other.to_string()),
         }
     }
@@ -143,16 +151,20 @@ pub struct Member {
     published: Arc<Notify>,
     leadership: watch::Sender<Leadership>,
     /// Wakes the task that follows the core.
-    reconfirmation: Notify,
+    reconfirmation: Arc<Notify>,
+    fatal: watch::Sender<Option<String>>,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
     /// The node is being stopped on purpose.
     stopping: AtomicBool,
     reads: read::Rounds,
+    repairs: repair::Repairs,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Member {
-    /// Puts a member together; its tasks run on the runtime that this is called from.
+    /// Puts a member together; its tasks run on the runtime that this is called from. `disturbed`
+    /// is what the state machine tells when apply has closed a write slot.
     pub fn start(
         id: NodeId,
         env: Env,
@@ -162,6 +174,7 @@ impl Member {
         catalog: Arc<Catalog>,
         space: Arc<TempSpace>,
         options: MemberOptions,
+        disturbed: Arc<Notify>,
     ) -> Arc<Member> {
         let member = Arc::new(Member {
             id,
@@ -175,14 +188,20 @@ impl Member {
             databases: Mutex::default(),
             published: Arc::new(Notify::new()),
             leadership: watch::Sender::new(Leadership::default()),
-            reconfirmation: Notify::new(),
+            reconfirmation: disturbed,
+            fatal: watch::Sender::new(None),
             paused: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
+            repairs: repair::Repairs::default(),
+            tasks: Mutex::default(),
         });
-        lead::spawn(&member);
-        write::spawn_proposer(&member);
-        read::spawn_rounds(&member);
+        let [proposer, outcomes] = write::spawn_proposer(&member);
+        let recovery = read::spawn_recovery(&member);
+        let tasks =
+            [lead::spawn(&member), proposer, outcomes, read::spawn_rounds(&member), recovery];
+        member.tasks.lock().extend(tasks);
+        member.tasks.lock().push(repair::spawn(&member));
         member
     }
 
@@ -221,6 +240,15 @@ impl Member {
         self.leadership.subscribe()
     }
 
+    /// Waits until the consensus core has ended, and says why.
+    pub async fn wait_fatal(&self) -> String {
+        let mut fatal = self.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "the member is gone".to_owned(),
+        }
+    }
+
     /// The term in which this node may execute writes; `NotLeader` while it may not.
     pub fn leading_term(&self) -> Result<u64, Failure> {
         self.leadership.borrow().open_term.ok_or(Failure::NotLeader)
@@ -230,10 +258,19 @@ impl Member {
     pub fn find_database(&self, name: &DatabaseName) -> Option<Arc<Database>> {
         let store = self.catalog.by_name(name)?;
         let mut databases = self.databases.lock();
-        let database = databases.entry(store.id()).or_insert_with(|| {
-            Database::new(store.clone(), &self.env, &self.options, &self.space, &self.published)
-        });
-        Some(database.clone())
+        if let Some(known) = databases.get(&store.id())
+            && Arc::ptr_eq(known.store(), &store)
+        {
+            return Some(known.clone());
+        }
+        let (id, env) = (store.id(), &self.env);
+        let database = Database::new(store, env, &self.options, &self.space, &self.published);
+        if let Some(replaced) = databases.insert(id, database.clone()) {
+            // Another copy has taken its store's place; its connections go with their sessions.
+            let executor = env.executor;
+            tokio::spawn(async move { executor.blocking(move || replaced.slot().stop()).await });
+        }
+        Some(database)
     }
 
     /// The database of this name on the leader, created by a replicated entry when there is none.
@@ -252,9 +289,12 @@ impl Member {
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.core.stop().await;
-        for database in self.databases.lock().values() {
-            database.slot().stop();
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
         }
+        let databases = std::mem::take(&mut *self.databases.lock());
+        let stop = move || databases.values().for_each(|database| database.slot().stop());
+        self.env.executor.blocking(stop).await;
     }
 
     /// Stops executing writes for good and waits until what was executed is applied: leadership is
@@ -263,10 +303,20 @@ impl Member {
         self.paused.store(true, Ordering::Release);
         self.leadership.send_modify(|now| now.open_term = None);
         for store in self.catalog.all() {
+            if store.damage().is_some() {
+                // It applies nothing; what it executed ahead is dropped with the leadership.
+                continue;
+            }
             let head = store.head();
             let waiting = store.wait_applied(head.version, store.epoch());
             waiting.resolved().await;
         }
+    }
+
+    /// Takes back [`Member::pause_writes`]: where this member still leads, its slots open again.
+    pub(crate) fn resume_writes(&self) {
+        self.paused.store(false, Ordering::Release);
+        self.reconfirmation.notify_one();
     }
 
     /// Folds what is applied into the base files now, and tells the core.

@@ -40,8 +40,11 @@ pub enum ReadLevel {
     Linearizable,
     /// As of now if clocks drift within bounds: the leader's lease.
     Lease,
-    /// Whatever this node has applied.
-    Local,
+    /// Whatever this node has applied, perhaps bounded in age.
+    Local {
+        /// What is read was the newest at most so long ago.
+        staleness_max: Option<Duration>,
+    },
 }
 
 /// Refuses rows: for requests that expect none.
@@ -232,6 +235,19 @@ impl Session {
         described.map_err(from_sql)
     }
 
+    /// Where another copy has taken this one's place (a snapshot, a repair), goes over to it.
+    fn follow_replacement(&mut self) {
+        if !self.database.store().is_retired() {
+            return;
+        }
+        if let Some(database) = self.member.find_database(self.database.store().name()) {
+            if let Ok(term) = self.member.leading_term() {
+                database.store().ensure_open(term);
+            }
+            self.database = database;
+        }
+    }
+
     // ---- one statement
 
     /// Runs the first statement of `sql` where it belongs; how many bytes it took.
@@ -251,6 +267,7 @@ impl Session {
         if self.own.is_some() {
             return self.run_own(sql, params, cancel, sink, debts).await;
         }
+        self.follow_replacement();
         match kind_of(sql) {
             Kind::Own | Kind::Rollback => self.run_own(sql, params, cancel, sink, debts).await,
             Kind::Write => self.run_write(sql, params, cancel, sink, debts).await,
@@ -472,6 +489,7 @@ impl Session {
             }
         }
         self.member.leading_term()?;
+        self.follow_replacement();
         let own = self.database.own()?;
         own.connection.seed(&self.counters);
         self.own = Some(own);
@@ -612,7 +630,7 @@ fn read_statement(
     if let Some(ran) = connection.run_quickly(statement, params, surplus, cancel, sink) {
         return ran;
     }
-    sink.begin(Delivery::Stream);
+    sink.begin(if executor.may_wait() { Delivery::Stream } else { Delivery::Hold });
     executor.in_place(|| connection.run(statement, params, surplus, cancel, sink))
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::base::{DeltaId, Executor, Lane, limits};
 use crate::pages::Store;
@@ -251,16 +252,17 @@ struct Proposal {
 }
 
 /// Starts the one task that appends deltas, and the one that sees what came of them.
-pub fn spawn_proposer(member: &Arc<Member>) {
+pub fn spawn_proposer(member: &Arc<Member>) -> [JoinHandle<()>; 2] {
     let (sender, receiver) = mpsc::channel(PROPOSALS_OPEN_MAX);
-    tokio::spawn(watch_proposals(member.clone(), receiver));
+    let outcomes = tokio::spawn(watch_proposals(member.clone(), receiver));
     let member = member.clone();
-    tokio::spawn(async move {
+    let proposer = tokio::spawn(async move {
         loop {
             member.published.notified().await;
             while propose_round(&member, &sender).await {}
         }
     });
+    [proposer, outcomes]
 }
 
 /// Gives every database its turn, one entry each. Whether there was anything to propose.

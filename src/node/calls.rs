@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use crate::base::NodeId;
 use crate::codec::{Malformed, Reader};
 use crate::disk::Disk;
-use crate::member::Member;
+use crate::member::{Member, repair};
 use crate::raft::messages::Refusal;
 use crate::raft::peers::PeerHooks;
 use crate::raft::snapshot::SnapshotSink;
@@ -95,6 +95,9 @@ impl PeerHooks for Hooks {
                     let index = index.map_err(|failure| Refusal(failure.to_string()))?;
                     Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
                 }
+                repair::CALL_VIEW | repair::CALL_HASHES | repair::CALL_PAGES => {
+                    member.answer_repair(kind, &body).await
+                }
                 _ => Err(Refusal(format!("node {from} asked for something unknown here"))),
             }
         })
@@ -104,6 +107,10 @@ impl PeerHooks for Hooks {
         let starting = || io::Error::other("this node is starting");
         let member = self.member.get().and_then(Weak::upgrade).ok_or_else(starting)?;
         Ok(Box::new(IncomingSink::new(member.catalog().clone())))
+    }
+
+    fn may_lead(&self) -> bool {
+        self.member.get().and_then(Weak::upgrade).is_some_and(|member| member.may_lead())
     }
 
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {

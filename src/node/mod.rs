@@ -16,7 +16,7 @@ mod identity;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::base::limits::LOG_HELD_BYTES_MAX;
@@ -133,8 +133,10 @@ impl Node {
         let lease = Arc::new(LeaseGuard::at_start(env.clock.clone(), &timeouts, fresh));
         let network =
             Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
+        let disturbed = Arc::new(Notify::new());
         let holds = PurgeHolds::new(env.clock.clone());
-        let machine = Machine::new(catalog.clone(), log.clone(), holds.clone(), env.executor);
+        let (of, told) = (catalog.clone(), disturbed.clone());
+        let machine = Machine::new(of, log.clone(), holds.clone(), env.executor, told);
         let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
         machine.open_views();
         let space = TempSpace::new(disk.clone(), TEMP_BYTES_MAX);
@@ -148,6 +150,7 @@ impl Node {
             catalog,
             space,
             options,
+            disturbed,
         );
         let hooks = Hooks::new(disk, stored.clone());
         hooks.attach(&member);
@@ -224,15 +227,7 @@ impl Node {
 
     /// Waits until the node cannot go on, and says why.
     pub async fn wait_fatal(&self) -> String {
-        let mut core = self.member.core().clone();
-        loop {
-            if let Some(why) = core.view().fatal {
-                return why;
-            }
-            if !core.changed().await {
-                return "consensus has ended".to_owned();
-            }
-        }
+        self.member.wait_fatal().await
     }
 }
 

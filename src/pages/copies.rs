@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::catalog::{Applied, Catalog};
+use super::catalog::Catalog;
 use super::delta::DeltaHeader;
 use super::incoming::{Incoming, Ready, Scope};
 use super::page::PageNo;
@@ -49,7 +49,10 @@ impl Member {
         if let Some(store) = self.catalog.by_id(header.database) {
             let place = Place { index, ordinal: 1 };
             if place > store.place() {
-                assert_eq!(store.apply(&header, bytes, place).unwrap(), ApplyOutcome::Applied);
+                let skips = store.damage().is_some();
+                let outcome = store.apply(&header, bytes, place).unwrap();
+                let expected = if skips { ApplyOutcome::Skipped } else { ApplyOutcome::Applied };
+                assert_eq!(outcome, expected);
             }
         }
         applied.last = Some(LogId { term: 1, index });
@@ -376,6 +379,7 @@ fn leave_a_checkpoint_file(script: &Script, follower: &Member) {
         assert!(follower.catalog.checkpoint().is_err());
         follower.disk.heal();
         if follower.disk.exists(path).unwrap() {
+            follower.disk.sync_dir("databases").unwrap();
             return;
         }
     }
@@ -403,13 +407,8 @@ fn a_part_survives_errors_of_the_disk() {
         };
         follower.disk.heal();
         assert_eq!(traffic.pages, 0, "nothing was damaged after all");
-        // Others go on and are folded; the record stays where it was.
+        // The next checkpoint finishes what was begun, and claims no more than before.
         let recorded = follower.catalog.recorded();
-        let delta = write(&script.leader, "equal", &[(3, skip as u8)], 9);
-        let mut leader_only = follower.catalog.applied().clone();
-        leader_only.last = leader_only.last.map(|last| LogId { index: last.index + 1, ..last });
-        drop(delta);
-        script.leader.store("equal").rewind();
         assert_eq!(follower.catalog.checkpoint().unwrap(), recorded);
         let again = Member::new(follower.disk.clone());
         assert_eq!(again.state(), script.leader.state());
@@ -452,5 +451,4 @@ fn a_damaged_page_is_repaired_from_a_peer() {
     let covered = follower.catalog.checkpoint().unwrap();
     assert_eq!(covered, *script.leader.catalog.applied());
     assert_eq!(Member::new(follower.disk.clone()).state(), script.leader.state());
-    let _: Applied = covered;
 }

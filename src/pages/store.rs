@@ -190,6 +190,7 @@ pub struct Store {
     permit_free: Condvar,
     damaged: AtomicBool,
     retired: AtomicBool,
+    catching_up: AtomicBool,
     damage: Mutex<Option<String>>,
     pub(super) folding: Mutex<()>,
 }
@@ -236,6 +237,7 @@ impl Store {
             permit_free: Condvar::new(),
             damaged: AtomicBool::new(false),
             retired: AtomicBool::new(false),
+            catching_up: AtomicBool::new(false),
             damage: Mutex::new(None),
             folding: Mutex::new(()),
         }))
@@ -303,8 +305,10 @@ impl Store {
 
     /// Notes that this replica is damaged: from now on it serves nothing and applies nothing.
     pub fn set_damaged(&self, what: String) -> PagesError {
+        // A repaired copy that turns out to be damaged too is repaired again from the start.
+        let was_catching_up = self.catching_up.swap(false, Ordering::AcqRel);
         let mut damage = self.damage.lock();
-        if damage.is_none() {
+        if damage.is_none() || was_catching_up {
             tracing::error!(database = %self.name, %what,
                 "this member's copy of the database is damaged; it stops serving it");
             *damage = Some(what.clone());
@@ -315,12 +319,19 @@ impl Store {
 
     /// Serves and applies nothing until [`Store::heal`], though nothing is wrong.
     pub(super) fn hold_back(&self, why: &str) {
+        self.catching_up.store(true, Ordering::Release);
         *self.damage.lock() = Some(why.to_owned());
         self.damaged.store(true, Ordering::Release);
     }
 
+    /// Whether it is a repaired copy that has yet to follow the log.
+    pub fn awaits_catching_up(&self) -> bool {
+        self.catching_up.load(Ordering::Acquire)
+    }
+
     /// Ends what [`Store::hold_back`] began: the repaired copy has caught up.
     pub fn heal(&self) {
+        self.catching_up.store(false, Ordering::Release);
         *self.damage.lock() = None;
         self.damaged.store(false, Ordering::Release);
     }
@@ -328,7 +339,8 @@ impl Store {
     /// Another store has taken this one's place: it lives on for the readers that it has.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
-        self.rewind();
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
     }
 
     /// Whether another store has taken this one's place (or the database was dropped).

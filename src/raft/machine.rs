@@ -17,6 +17,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::Notify;
 
 use crate::base::{Executor, limits};
 use crate::codec::Reader;
@@ -48,13 +49,21 @@ pub struct Machine {
     log: Log,
     holds: PurgeHolds,
     executor: Executor,
+    /// Told when a delta from elsewhere has closed a write slot of this node.
+    disturbed: Arc<Notify>,
     views: Arc<AtomicBool>,
 }
 
 impl Machine {
     /// Over the databases of `catalog`, whose entries are in `log`.
-    pub fn new(catalog: Arc<Catalog>, log: Log, holds: PurgeHolds, executor: Executor) -> Machine {
-        Machine { catalog, log, holds, executor, views: Arc::default() }
+    pub fn new(
+        catalog: Arc<Catalog>,
+        log: Log,
+        holds: PurgeHolds,
+        executor: Executor,
+        disturbed: Arc<Notify>,
+    ) -> Machine {
+        Machine { catalog, log, holds, executor, disturbed, views: Arc::default() }
     }
 
     /// Consensus is built: from now on a snapshot is a view of what is applied. (While it is being
@@ -96,7 +105,7 @@ impl Machine {
 
     /// Applies to `store`, and to no other database, what the log holds of it beyond its place, up
     /// to what is applied here. Blocks.
-    pub fn catch_up(&self, store: &Arc<Store>) -> io::Result<()> {
+    fn catch_up(&self, store: &Arc<Store>) -> io::Result<()> {
         let end = self.catalog.applied().last.map_or(0, |last| last.index + 1);
         let mut next = store.place().index;
         if let Some(purged) = self.log.state().purged
@@ -124,13 +133,18 @@ impl Machine {
     fn readmit(&self, store: &Arc<Store>) -> io::Result<()> {
         self.catch_up(store)?;
         store.heal();
+        self.disturbed.notify_one();
         Ok(())
     }
 
-    /// As [`Machine::readmit`], on a thread that may block.
-    pub async fn readmit_aside(&self, store: Arc<Store>) -> io::Result<()> {
+    /// As [`Machine::catch_up`] or, where nothing else is being applied, [`Machine::readmit`], on a
+    /// thread that may block.
+    pub async fn follow_aside(&self, store: Arc<Store>, last_step: bool) -> io::Result<()> {
         let machine = self.clone();
-        let done = self.executor.blocking(move || machine.readmit(&store)).await;
+        let follow = move || {
+            if last_step { machine.readmit(&store) } else { machine.catch_up(&store) }
+        };
+        let done = self.executor.blocking(follow).await;
         done.unwrap_or_else(|| Err(io::Error::other("the node is stopping")))
     }
 
@@ -188,7 +202,12 @@ impl Machine {
             // A replay meets what the base holds already: it is not looked at.
             return Ok(Outcome::Applied);
         }
-        match store.apply(&header, bytes, place) {
+        let open_before = store.open_term();
+        let applied = store.apply(&header, bytes, place);
+        if store.open_term() != open_before {
+            self.disturbed.notify_one();
+        }
+        match applied {
             Ok(ApplyOutcome::Applied) => Ok(Outcome::Applied),
             Ok(ApplyOutcome::Refused) => Ok(Outcome::Refused),
             // What a damaged replica finds out about itself is nobody else's business: the log
