@@ -281,7 +281,7 @@ impl Member {
             self.propose(command, term).await?;
         }
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
-        database.store().ensure_open(term);
+        database.store().open_new(term);
         Ok(database)
     }
 
