@@ -431,3 +431,36 @@ fn a_dropped_snapshot_that_reads_past_the_end_is_no_damage() {
     assert_eq!(store.verify().unwrap(), replicas.follower.store.applied());
     assert_eq!(query(&reader, "SELECT count(*) FROM t"), [["3"]]);
 }
+
+/// Between not finding an image and reading the base a whole fold can pass: the page that is read
+/// then is sound, and of another version.
+#[test]
+fn a_fold_that_overtakes_a_read() {
+    for page in 1..=12 {
+        let mut replicas = Replicas::new();
+        let (member, hook) = Member::hooked(4096);
+        replicas.follower = member;
+        let writer = replicas.writer();
+        fill(&writer, 50);
+        replicas.replicate();
+        replicas.follower.checkpoint();
+        let store = replicas.follower.store.clone();
+        let reader = Reader::at_applied(&store);
+        run(&writer, "UPDATE t SET x = randomblob(850)");
+        let delta = replicas.leader.store.take_outgoing().unwrap();
+        let catalog = Arc::new(replicas.follower.catalog);
+        let (folding, mut folded) = (catalog.clone(), false);
+        hook.set(move |event| {
+            if matches!(event, Event::Read(_)) && !std::mem::replace(&mut folded, true) {
+                assert_eq!(apply(&store, &delta, 100), ApplyOutcome::Applied);
+                folding.applied().last = None;
+                folding.checkpoint().unwrap();
+            }
+        });
+        let mut bytes = vec![0; 4096];
+        assert!(reader.snapshot.read(page, 0, &mut bytes).unwrap());
+        assert!(bytes == reader.pages[page as usize - 1]);
+        hook.clear();
+        reader.check();
+    }
+}

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Replicas, fails, numbers, one, query, run, try_run};
+use quire::pages::Freeze;
 use quire::sqlite::connection::Counters;
 use quire::sqlite::{Cancel, Column, RowSink, SqlError, Value, ValueRef};
 use rusqlite::ffi;
@@ -743,4 +744,32 @@ fn a_writing_statement_that_is_not_read_to_its_end_is_rolled_back() {
     run(&writer, "COMMIT");
     replicas.replicate();
     assert_eq!(replicas.one("SELECT group_concat(a) FROM t"), "5");
+}
+
+/// A page cache is valid for one version, whatever SQLite's change counter says: here it says that
+/// nothing has changed.
+#[test]
+fn a_change_that_leaves_the_change_counter_alone_is_seen() {
+    let mut replicas = Replicas::new();
+    let writer = replicas.writer();
+    run(&writer, "CREATE TABLE t(a); INSERT INTO t VALUES('before')");
+    replicas.replicate();
+    let reader = replicas.reader(&replicas.follower.store);
+    for connection in [&reader, &reader, &writer, &writer] {
+        assert_eq!(one(connection, "SELECT a FROM t"), "before");
+    }
+    let store = &replicas.leader.store;
+    let snapshot = store.snapshot_head().unwrap();
+    let mut page = vec![0; 4096];
+    assert!(snapshot.read(2, 0, &mut page).unwrap());
+    let at = page.windows(6).position(|bytes| bytes == b"before").unwrap();
+    page[at..at + 6].copy_from_slice(b"behind");
+    let mut write = Freeze { page_count: snapshot.point().page_count, ..Freeze::default() };
+    write.pages.insert(2, page.into());
+    let frozen = store.freeze(&snapshot, &write).unwrap().unwrap();
+    store.publish(frozen);
+    replicas.replicate();
+    for connection in [&reader, &writer] {
+        assert_eq!(one(connection, "SELECT a FROM t"), "behind");
+    }
 }
