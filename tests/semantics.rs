@@ -773,3 +773,29 @@ fn a_change_that_leaves_the_change_counter_alone_is_seen() {
         assert_eq!(one(connection, "SELECT a FROM t"), "behind");
     }
 }
+
+/// For each statement SQLite was given, and copied, the whole rest of the script.
+#[test]
+fn a_script_is_cut_into_statements_without_reading_it_over_and_over() {
+    let replicas = Replicas::new();
+    let writer = replicas.writer();
+    let trigger = "CREATE TRIGGER tr AFTER INSERT ON t BEGIN SELECT ';'; DELETE FROM u; END;";
+    let long = format!("INSERT INTO t VALUES('{};é');", "é;".repeat(20_000));
+    let mut script = "CREATE TABLE t(a); CREATE TABLE u(a); -- ; \n".to_owned();
+    for _ in 0..3000 {
+        script += "INSERT INTO t VALUES('it''s ; one'); /* ; */ SELECT 1;\n";
+        script += &"-".repeat(120);
+        script += "\n";
+    }
+    script += trigger;
+    script += &long;
+    script += &"SELECT 1; ".repeat(1000);
+    assert!(script.len() > 500_000);
+    let begun = std::time::Instant::now();
+    run(&writer, &script);
+    assert!(begun.elapsed().as_secs() < 5);
+    assert_eq!(one(&writer, "SELECT count(*) FROM t"), "3001");
+    let big = format!("SELECT 1; {}", "SELECT 2; ".repeat(2 << 20));
+    assert_eq!(writer.first_statement_bytes(&big), "SELECT 1;".len());
+    assert_eq!(writer.first_statement_bytes("SELEC 1; SELECT 2"), "SELEC 1; SELECT 2".len());
+}
