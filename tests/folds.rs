@@ -464,3 +464,27 @@ fn a_fold_that_overtakes_a_read() {
         reader.check();
     }
 }
+
+/// With one old reader open and nothing pruned, thousands of one-row updates kept two images each.
+#[test]
+fn an_old_reader_keeps_its_own_images_and_no_others() {
+    let mut replicas = Replicas::new();
+    let writer = replicas.writer();
+    fill(&writer, 50);
+    replicas.replicate();
+    let readers = [&replicas.leader, &replicas.follower].map(|m| Reader::at_applied(&m.store));
+    let before = replicas.leader.store.overlay_bytes();
+    for _ in 0..300 {
+        for id in 1..=10 {
+            run(&writer, &format!("UPDATE t SET x = randomblob(900) WHERE id = {id}"));
+        }
+        replicas.commit();
+    }
+    for member in [&replicas.leader, &replicas.follower] {
+        // The reader's, the applied ones, and what the last few transactions added.
+        assert!(member.store.overlay_bytes() <= 2 * before + 20 * 4096);
+    }
+    readers.iter().for_each(Reader::check);
+    drop(readers);
+    replicas.compare();
+}
