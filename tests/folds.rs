@@ -341,14 +341,13 @@ fn large() -> (Replicas, Connection, common::hook::HookDisk) {
     (replicas, writer, hook)
 }
 
-/// A reader whose pages had to go read whatever was in the base just then, and where the file
-/// had become shorter that was taken for damage: the whole replica stopped serving. And for a
-/// reader once given up images went on to be kept, fold after fold.
+/// For a reader once given up images went on to be kept, fold after fold.
 #[test]
 fn a_reader_that_is_too_old_is_told_so_and_costs_nothing_more() {
     let (mut replicas, writer, hook) = large();
     let store = replicas.leader.store.clone();
     let (old, other) = (replicas.own_reader(&store), store.snapshot_applied().unwrap());
+    let held = store.snapshot_applied().unwrap();
     run(&old, "BEGIN");
     assert_eq!(one(&old, "SELECT count(*) FROM t"), "1300");
     run(&writer, "UPDATE t SET x = zeroblob(64000); DELETE FROM t WHERE id > 1200; VACUUM");
@@ -381,10 +380,36 @@ fn a_reader_that_is_too_old_is_told_so_and_costs_nothing_more() {
         replicas.commit();
         replicas.leader.checkpoint();
         assert_eq!(store.overlay_bytes(), 0, "nothing is kept for a reader that was given up");
+        assert!(matches!(held.check(), Err(PagesError::SnapshotTooOld)));
     }
     old.roll_back();
     assert_eq!(one(&old, "SELECT count(*) FROM t"), "1200");
     assert_eq!(store.damage(), None);
+}
+
+/// A reader that was given up while it was reading read past the end of the file, which had become
+/// shorter. That was taken for damage, and the whole replica stopped serving.
+#[test]
+fn a_reader_given_up_in_the_middle_of_a_read_is_no_damage() {
+    let (mut replicas, writer, hook) = large();
+    let store = replicas.leader.store.clone();
+    let old = store.snapshot_applied().unwrap();
+    run(&writer, "UPDATE t SET x = zeroblob(64000); DELETE FROM t WHERE id > 1200; VACUUM");
+    replicas.commit();
+    let last_page = old.point().page_count;
+    let catalog = Arc::new(replicas.leader.catalog);
+    let mut once = Some(catalog.clone());
+    hook.set(move |_| {
+        if let Some(catalog) = once.take() {
+            catalog.checkpoint().unwrap();
+        }
+    });
+    let mut bytes = vec![0; 65_536];
+    let read = old.read(last_page, 0, &mut bytes);
+    hook.clear();
+    assert!(matches!(read, Err(PagesError::SnapshotTooOld)), "{read:?}");
+    assert_eq!(store.damage(), None);
+    assert_eq!(store.verify().unwrap(), store.applied());
 }
 
 /// A snapshot of the head is dropped by a rewind while it reads the base; another leader's
