@@ -25,7 +25,7 @@ use super::base_file::{BaseFile, BaseRead};
 use super::delta::{self, ChangedPage, DeltaHeader};
 use super::fold::Folded;
 use super::overlay::{Overlay, PageMap};
-use super::page::{Image, PageNo, page_hash};
+use super::page::{Image, PageNo};
 
 /// How many rewinds back the validity of an old snapshot can still be told.
 const REWINDS_REMEMBERED: usize = 64;
@@ -866,8 +866,11 @@ impl Store {
         let mut page_bytes = vec![0; self.page_size];
         let mut digest = 0;
         for page in 1..=snapshot.point.page_count {
-            snapshot.read(page, 0, &mut page_bytes)?;
-            digest ^= page_hash(page, &page_bytes);
+            let (version, stands): (u64, Stands<'_>) =
+                (snapshot.point.version, &|| snapshot.check());
+            digest ^= self.read_page(page, version, stands, &mut page_bytes)?;
+            // The page of a snapshot that was given up meanwhile is another version's.
+            snapshot.check()?;
         }
         if digest != snapshot.point.digest {
             return Err(self.set_damaged("the digest of its pages is not the recorded one".into()));
