@@ -336,6 +336,15 @@ impl Store {
         self.damaged.store(false, Ordering::Release);
     }
 
+    /// Takes the place of `old`: no id of a delta is used again, and the slot opens only by a
+    /// confirmation, for deltas of `old` may still be on their way.
+    pub(super) fn succeed(&self, old: Option<&Store>) {
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
+        let used = old.map_or(0, |old| old.state.lock().sequence);
+        self.state.lock().sequence = used;
+    }
+
     /// Another store has taken this one's place: it lives on for the readers that it has.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
