@@ -3,6 +3,8 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, wait_for};
@@ -55,6 +57,10 @@ async fn repaired(cluster: &Cluster, id: usize) -> Result<()> {
         Ok(output.status.success().then_some(()))
     })
     .await?;
+    let client = Client::new(cluster.addresses(), Options::default())?;
+    for address in cluster.addresses() {
+        client.at(&address)?.checkpoint("shop").await?;
+    }
     let others = (1..=3).find(|other| *other != id).context("another member")?;
     let (repaired, good) =
         (std::fs::read(base(cluster, id))?, std::fs::read(base(cluster, others))?);
@@ -90,6 +96,45 @@ async fn a_followers_page_is_found_by_the_deep_digest_and_repaired() -> Result<(
         .query("SELECT count(*) FROM goods", params![])
         .await?;
     ensure!(format!("{count:?}").contains("20001"), "{count:?}");
+    Ok(())
+}
+
+/// Writes go on all the while, so that the repaired copy has a log to follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_repaired_under_a_write_load() -> Result<()> {
+    let (cluster, client) = start().await?;
+    let leader = cluster.wait_for_leader().await?;
+    let damaged = (1..=3).find(|id| *id != leader).context("a follower")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let until = stop.clone();
+    let shop = client.database("shop");
+    let load = tokio::spawn(async move {
+        let mut written = 0;
+        while !until.load(Ordering::SeqCst) {
+            shop.execute("INSERT INTO goods(name) VALUES ('more')", params![]).await?;
+            shop.execute("UPDATE goods SET name = 'x' WHERE id % 97 = ?", params![written % 97])
+                .await?;
+            written += 1;
+        }
+        Ok::<i64, DriverError>(written)
+    });
+    let page = damage(&cluster, damaged)?;
+    let at = client.at(cluster.address(damaged))?;
+    wait_for("the damage to be found", async || {
+        let digest = at.digest("shop", true).await?;
+        let log = cluster.log(damaged);
+        Ok((digest.state != 0 || log.contains("is damaged")).then_some(()))
+    })
+    .await?;
+    found_once(&cluster, damaged, page)?;
+    wait_for("the repair", async || {
+        Ok(cluster.log(damaged).contains("repaired and serves again").then_some(()))
+    })
+    .await?;
+    stop.store(true, Ordering::SeqCst);
+    ensure!(load.await?? > 0, "writes stopped");
+    ensure!(cluster.wait_for_leader().await? == leader, "the others were disturbed");
+    repaired(&cluster, damaged).await?;
     Ok(())
 }
 
