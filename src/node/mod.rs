@@ -428,6 +428,11 @@ async fn keep_checkpoints(
             seen = (applied, now);
         }
         if applied == recorded {
+            // The core may not have known of the checkpoint yet when it was last told to purge,
+            // and holds come to an end.
+            if let Some(recorded) = recorded {
+                purge(&member, &log, &holds, recorded.index, limits.log_keep_bytes).await;
+            }
             continue;
         }
         let overlay_bytes = member.catalog().overlay_bytes() as u64;

@@ -267,6 +267,7 @@ impl Catalog {
         let open = |Described { id, name, page_size, folded }: &Described| {
             let (disk, name) = (self.disk().clone(), name.clone());
             let store = Store::open(disk, *id, name, *page_size, folded.point, folded.place)?;
+            store.succeed(self.by_id(*id).as_deref());
             if !plan.whole {
                 store.hold_back("its repaired copy is catching up");
             }

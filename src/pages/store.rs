@@ -351,6 +351,15 @@ impl Store {
         self.damaged.store(false, Ordering::Release);
     }
 
+    /// Takes the place of `old`: no id of a delta is used again, and the slot opens only by a
+    /// confirmation, for deltas of `old` may still be on their way.
+    pub(super) fn succeed(&self, old: Option<&Store>) {
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
+        let used = old.map_or(0, |old| old.state.lock().sequence);
+        self.state.lock().sequence = used;
+    }
+
     /// Another store has taken this one's place: it lives on for the readers that it has.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
@@ -447,12 +456,7 @@ impl Store {
     }
 
     /// The hash of a page at a version, without reading the page.
-    pub(super) fn hash_of(
-        &self,
-        page: PageNo,
-        version: u64,
-        stands: Stands<'_>,
-    ) -> Result<u128, PagesError> {
+    fn hash_of(&self, page: PageNo, version: u64, stands: Stands<'_>) -> Result<u128, PagesError> {
         loop {
             let before = self.fold_count.load(Ordering::Acquire);
             if let Some(image) = self.overlay.read().find(page, version) {
@@ -1008,6 +1012,11 @@ impl Snapshot {
     pub fn is_head(&self) -> bool {
         let state = self.store.state.lock();
         state.epoch == self.epoch && state.head == self.point
+    }
+
+    /// The hash of a page, without reading it. The page must exist.
+    pub fn hash(&self, page: PageNo) -> Result<u128, PagesError> {
+        self.store.hash_of(page, self.point.version, &|| self.check())
     }
 
     /// Whether its version still stands and its pages are still kept.
