@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use crate::base::NodeId;
-use crate::pages::Store;
 use crate::raft::{Core, CoreView};
 
 use super::Member;
@@ -30,7 +31,7 @@ pub struct Leadership {
 }
 
 /// Starts the task that follows the core.
-pub fn spawn(member: &Arc<Member>) {
+pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
     let member = member.clone();
     tokio::spawn(async move {
         let mut core = member.core.clone();
@@ -49,7 +50,7 @@ pub fn spawn(member: &Arc<Member>) {
                 () = member.reconfirmation.notified() => {}
             }
         }
-    });
+    })
 }
 
 /// Does what the view asks for. Returns whether to look again at once.
@@ -64,10 +65,8 @@ async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
     if member.leadership.borrow().open_term == Some(view.term) {
         member.note_members(view);
         let stores = member.catalog.all();
-        // A database that was just created (epoch 0) is opened by whoever asked for it.
-        let undisturbed =
-            |store: &Arc<Store>| store.epoch() == 0 || store.open_term() == Some(view.term);
-        if stores.iter().all(undisturbed) {
+        // One that has just been created is not one that was rewound.
+        if stores.iter().all(|store| store.open_new(view.term)) {
             return false;
         }
         // Apply met a delta that is not of this epoch.

@@ -25,6 +25,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
 use crate::log::Log;
@@ -150,6 +151,7 @@ pub struct Member {
     /// The node is being stopped on purpose.
     stopping: AtomicBool,
     reads: read::Rounds,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Member {
@@ -183,10 +185,13 @@ impl Member {
             paused: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
+            tasks: Mutex::default(),
         });
-        lead::spawn(&member);
-        write::spawn_proposer(&member);
-        read::spawn_rounds(&member);
+        let [proposer, outcomes] = write::spawn_proposer(&member);
+        let recovery = read::spawn_recovery(&member);
+        let tasks =
+            [lead::spawn(&member), proposer, outcomes, read::spawn_rounds(&member), recovery];
+        member.tasks.lock().extend(tasks);
         member
     }
 
@@ -257,7 +262,7 @@ impl Member {
             self.propose(command, term).await?;
         }
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
-        database.store().ensure_open(term);
+        database.store().open_new(term);
         Ok(database)
     }
 
@@ -265,9 +270,12 @@ impl Member {
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.core.stop().await;
-        for database in self.databases.lock().values() {
-            database.slot().stop();
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
         }
+        let databases = std::mem::take(&mut *self.databases.lock());
+        let stop = move || databases.values().for_each(|database| database.slot().stop());
+        self.env.executor.blocking(stop).await;
     }
 
     /// Stops executing writes for good and waits until what was executed is applied: leadership is

@@ -40,8 +40,11 @@ pub enum ReadLevel {
     Linearizable,
     /// As of now if clocks drift within bounds: the leader's lease.
     Lease,
-    /// Whatever this node has applied.
-    Local,
+    /// Whatever this node has applied, perhaps bounded in age.
+    Local {
+        /// What is read was the newest at most so long ago.
+        staleness_max: Option<Duration>,
+    },
 }
 
 /// Refuses rows: for requests that expect none.
@@ -267,7 +270,7 @@ impl Session {
         mut sink: S,
         debts: &mut Debts,
     ) -> (Result<Ran, Failure>, usize, Option<S>) {
-        if let Err(failure) = self.room().await {
+        if let Err(failure) = self.room(cancel).await {
             return (Err(failure), sql.len(), Some(sink));
         }
         let counters = self.counters;
@@ -314,19 +317,19 @@ impl Session {
         sink: S,
     ) -> (Result<Executed, Failure>, Option<S>) {
         let (text, values, counters) = (sql.to_owned(), params.to_vec(), self.counters);
-        let (cancel, proposer) = (cancel.clone(), self.database.proposer());
+        let (of_job, proposer) = (cancel.clone(), self.database.proposer());
         // The sink comes back also when the job never runs.
         let kept = Arc::new(parking_lot::Mutex::new(Some(sink)));
         let lent = kept.clone();
         let job = move |connection: &Connection| {
             let mut sink = lent.lock().take()?;
             let executed =
-                execute(connection, &text, &values, &counters, &cancel, &mut sink, false);
+                execute(connection, &text, &values, &counters, &of_job, &mut sink, false);
             *lent.lock() = Some(sink);
             proposer.notify_one();
             executed
         };
-        let executed = match self.database.slot().run(self.busy_timeout, job).await {
+        let executed = match self.database.slot().run(self.busy_timeout, cancel, job).await {
             Ok(Some(executed)) => Ok(executed),
             Ok(None) => Err(Failure::NotLeader),
             Err(failure) => Err(failure),
@@ -391,7 +394,7 @@ impl Session {
         mut sink: S,
         debts: &mut Debts,
     ) -> (Result<Ran, Failure>, usize, Option<S>) {
-        let writes = match self.prepare_own(sql).await {
+        let writes = match self.prepare_own(sql, cancel).await {
             Ok(writes) => writes,
             Err(failure) => return (Err(failure), sql.len(), Some(sink)),
         };
@@ -434,7 +437,7 @@ impl Session {
 
     /// Pins the session and, where the statement will write, takes room and the write slot.
     /// Whether it will write.
-    async fn prepare_own(&mut self, sql: &str) -> Result<bool, Failure> {
+    async fn prepare_own(&mut self, sql: &str, cancel: &Cancel) -> Result<bool, Failure> {
         self.pin()?;
         let Some(own) = &self.own else { return Err(Failure::NotLeader) };
         let writes = begins_writing(sql) || {
@@ -445,8 +448,8 @@ impl Session {
             described.is_ok_and(|described| !described.readonly && !described.explain)
         };
         if writes && self.slot.is_none() {
-            self.room().await?;
-            let slot = self.database.slot().hold(self.busy_timeout).await?;
+            self.room(cancel).await?;
+            let slot = self.database.slot().hold(self.busy_timeout, cancel).await?;
             if let Some(own) = &self.own {
                 own.connection.link().allow_write(true);
             }
@@ -508,7 +511,7 @@ impl Session {
     }
 
     /// Waits for room in the run-ahead window.
-    async fn room(&mut self) -> Result<(), Failure> {
+    async fn room(&mut self, cancel: &Cancel) -> Result<(), Failure> {
         self.member.leading_term()?;
         let (store, options) = (self.database.store(), self.member.options());
         loop {
@@ -519,8 +522,10 @@ impl Session {
             }
             let oldest = store.applied().version + 1;
             let waiting = store.wait_applied(oldest, store.epoch());
-            if tokio::time::timeout(self.busy_timeout, waiting.resolved()).await.is_err() {
-                return Err(Failure::Busy);
+            tokio::select! {
+                _ = waiting.resolved() => {}
+                () = cancel.cancelled() => return Err(Failure::Interrupted),
+                () = tokio::time::sleep(self.busy_timeout) => return Err(Failure::Busy),
             }
         }
     }
@@ -612,7 +617,7 @@ fn read_statement(
     if let Some(ran) = connection.run_quickly(statement, params, surplus, cancel, sink) {
         return ran;
     }
-    sink.begin(Delivery::Stream);
+    sink.begin(if executor.may_wait() { Delivery::Stream } else { Delivery::Hold });
     executor.in_place(|| connection.run(statement, params, surplus, cancel, sink))
 }
 

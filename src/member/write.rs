@@ -16,13 +16,14 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::base::{DeltaId, Executor, Lane, limits};
 use crate::pages::Store;
 use crate::pages::store::Outgoing;
 use crate::raft::command::{self, DELTA_OVERHEAD_BYTES};
 use crate::raft::{WriteFailure, core::Written};
-use crate::sqlite::Connection;
+use crate::sqlite::{Cancel, Connection};
 
 use super::{Failure, Member};
 
@@ -167,32 +168,43 @@ impl WriteSlot {
         result
     }
 
-    fn enqueue(&self, work: Work) -> Arc<AtomicU8> {
+    /// Stands in line with `work`.
+    fn enqueue(&self, work: Work) -> Place {
         let state = Arc::new(AtomicU8::new(WAITING));
-        self.shared.state.lock().queue.push_back(Ticket { state: state.clone(), work });
+        let mut queue = self.shared.state.lock();
+        let first = !queue.held && queue.queue.is_empty();
+        queue.queue.push_back(Ticket { state: state.clone(), work });
+        drop(queue);
         self.shared.poke();
-        state
+        Place { shared: self.shared.clone(), state, first }
     }
 
-    /// Runs `job` on the write executor's connection, when its turn comes within `busy_timeout`.
+    /// Runs `job` on the write executor's connection, when its turn comes within `busy_timeout`
+    /// and before it is cancelled.
     pub async fn run<T: Send + 'static>(
         &self,
         busy_timeout: Duration,
+        cancel: &Cancel,
         job: impl FnOnce(&Connection) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.enqueue(Work::Job(Box::new(move |connection| {
+        let place = self.enqueue(Work::Job(Box::new(move |connection| {
             // A session that went away needs no answer.
             let _ = sender.send(job(connection));
         })));
-        turn(&ticket, busy_timeout, receiver).await
+        place.turn(busy_timeout, cancel, receiver).await
     }
 
-    /// Takes the slot for an interactive transaction, when its turn comes within `busy_timeout`.
-    pub async fn hold(&self, busy_timeout: Duration) -> Result<SlotGuard, Failure> {
+    /// Takes the slot for an interactive transaction, when its turn comes within `busy_timeout`
+    /// and before it is cancelled.
+    pub async fn hold(
+        &self,
+        busy_timeout: Duration,
+        cancel: &Cancel,
+    ) -> Result<SlotGuard, Failure> {
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.enqueue(Work::Hold(sender));
-        turn(&ticket, busy_timeout, receiver).await
+        let place = self.enqueue(Work::Hold(sender));
+        place.turn(busy_timeout, cancel, receiver).await
     }
 
     /// Ends the executor's lane.
@@ -204,25 +216,54 @@ impl WriteSlot {
     }
 }
 
-/// Waits for a ticket's turn, and then, without a limit of its own, for what comes of it.
-async fn turn<T>(
-    ticket: &AtomicU8,
-    busy_timeout: Duration,
-    mut receiver: oneshot::Receiver<T>,
-) -> Result<T, Failure> {
-    let outcome = match tokio::time::timeout(busy_timeout, &mut receiver).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            let waiting =
-                ticket.compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
-            if waiting.is_ok() {
-                return Err(Failure::Busy);
+/// A ticket's place in the line.
+struct Place {
+    shared: Arc<Shared>,
+    state: Arc<AtomicU8>,
+    /// Nobody was before it: the slot is its own as soon as the executor looks.
+    first: bool,
+}
+
+impl Place {
+    /// Waits for the ticket's turn, and then, without a limit of its own, for what comes of it.
+    async fn turn<T>(
+        self,
+        busy_timeout: Duration,
+        cancel: &Cancel,
+        mut receiver: oneshot::Receiver<T>,
+    ) -> Result<T, Failure> {
+        let patience = async {
+            if self.first {
+                std::future::pending::<()>().await;
             }
-            receiver.await
+            tokio::time::sleep(busy_timeout).await;
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut receiver => outcome,
+            () = cancel.cancelled() => match self.give_up() {
+                true => return Err(Failure::Interrupted),
+                false => receiver.await,
+            },
+            () = patience => match self.give_up() {
+                true => return Err(Failure::Busy),
+                false => receiver.await,
+            },
+        };
+        // The executor drops a ticket only when it cannot connect or the node stops.
+        outcome.map_err(|_| Failure::NotLeader)
+    }
+
+    /// Leaves the line. False when the turn has come meanwhile.
+    fn give_up(&self) -> bool {
+        let turn =
+            self.state.compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
+        if turn.is_ok() {
+            let mut state = self.shared.state.lock();
+            state.queue.retain(|ticket| !Arc::ptr_eq(&ticket.state, &self.state));
         }
-    };
-    // The executor drops a ticket only when it cannot connect or the node stops.
-    outcome.map_err(|_| Failure::NotLeader)
+        turn.is_ok()
+    }
 }
 
 fn serve(shared: &Arc<Shared>, ticket: Ticket) {
@@ -251,16 +292,17 @@ struct Proposal {
 }
 
 /// Starts the one task that appends deltas, and the one that sees what came of them.
-pub fn spawn_proposer(member: &Arc<Member>) {
+pub fn spawn_proposer(member: &Arc<Member>) -> [JoinHandle<()>; 2] {
     let (sender, receiver) = mpsc::channel(PROPOSALS_OPEN_MAX);
-    tokio::spawn(watch_proposals(member.clone(), receiver));
+    let outcomes = tokio::spawn(watch_proposals(member.clone(), receiver));
     let member = member.clone();
-    tokio::spawn(async move {
+    let proposer = tokio::spawn(async move {
         loop {
             member.published.notified().await;
             while propose_round(&member, &sender).await {}
         }
     });
+    [proposer, outcomes]
 }
 
 /// Gives every database its turn, one entry each. Whether there was anything to propose.

@@ -23,6 +23,9 @@ use super::types::{
     log_id,
 };
 
+/// One wait for recovery.
+const RECOVERY_WAIT: Duration = Duration::from_secs(5);
+
 /// openraft's core over our state machine.
 pub type Raft = RaftOf<Machine>;
 
@@ -180,6 +183,12 @@ impl Core {
     pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
         let wait = self.raft.wait(Some(limit));
         wait.applied_index_at_least(Some(index), "a read waits for its index").await.is_ok()
+    }
+
+    /// Waits a while for everything that was applied before the last stop to be applied again.
+    /// Whether it is.
+    pub async fn recovered(&self) -> bool {
+        self.raft.wait_for_recovery(Some(RECOVERY_WAIT)).await.is_ok()
     }
 
     /// Makes this node the only member of a new cluster. Fine when it already is a member.
