@@ -283,7 +283,13 @@ mod tests {
         let word = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
         let mut expected: Vec<[u8; 8]> = (1..=6).map(|n| word(n * 0x11, 0)).collect();
         // From the page count on, numbers are not at multiples of their size.
-        expected.extend([word(0x77, 0x99), word(0, 0x88), word(0, 0xbb), word(0, 0xaa), word(0, 2)]);
+        expected.extend([
+            word(0x77, 0x99),
+            word(0, 0x88),
+            word(0, 0xbb),
+            word(0, 0xaa),
+            word(0, 2),
+        ]);
         assert_eq!((words, rest), (&expected[..], &[][..]));
         assert_eq!(out.len(), DeltaHeader::BYTES);
         let mut reader = Reader::new(&out);
