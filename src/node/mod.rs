@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::base::limits::LOG_HELD_BYTES_MAX;
 use crate::base::{Env, NodeId};
 use crate::disk::{Disk, RealDisk};
 use crate::log::{Log, LogOptions};
@@ -26,9 +27,10 @@ use crate::member::{Member, MemberOptions};
 use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
 use crate::raft::connection::Identity;
+use crate::raft::holds::PurgeHolds;
 use crate::raft::lease::LeaseGuard;
 use crate::raft::log_store::LogStore;
-use crate::raft::machine::Machine;
+use crate::raft::machine::{Machine, purge as purge_log};
 use crate::raft::network::Network;
 use crate::raft::peers::PeerHandler;
 use crate::raft::{Core, Raft};
@@ -119,6 +121,7 @@ impl Node {
             .map_err(|error| NodeError::Failed(error.to_string()))?;
         let catalog =
             Arc::new(Catalog::open(disk.clone()).map_err(|e| NodeError::Failed(e.to_string()))?);
+        finish_install(&log, &catalog)?;
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);
         log.set_purge_limit(recorded);
@@ -131,8 +134,11 @@ impl Node {
         let network =
             Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
         let disturbed = Arc::new(Notify::new());
-        let machine = Machine::new(catalog.clone(), env.executor, disturbed.clone());
-        let core = build(&stored, &timeouts, &network, &log, machine, &env).await?;
+        let holds = PurgeHolds::new(env.clock.clone());
+        let (of, told) = (catalog.clone(), disturbed.clone());
+        let machine = Machine::new(of, log.clone(), holds.clone(), env.executor, told);
+        let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
+        machine.open_views();
         let space = TempSpace::new(disk.clone(), TEMP_BYTES_MAX);
         let options = member_options(&config, &timeouts);
         let member = Member::start(
@@ -169,6 +175,7 @@ impl Node {
                 member.clone(),
                 log.clone(),
                 config.limits.clone(),
+                holds,
                 stopping.subscribe(),
             )),
         ];
@@ -282,6 +289,13 @@ fn identify(
     }
 }
 
+/// Tells the log of a snapshot whose install was interrupted and finished at this start.
+fn finish_install(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
+    let Some(last) = catalog.installed_at_start() else { return Ok(()) };
+    purge_log(log, last).map_err(failed("the log"))?;
+    catalog.forget_install().map_err(failed("incoming"))
+}
+
 /// The log must reach up to what the checkpoint record covers, or somebody has removed it.
 fn check_log_reaches(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
     let state = log.state();
@@ -325,13 +339,14 @@ async fn build(
     timeouts: &Timeouts,
     network: &Network,
     log: &Log,
-    machine: Machine,
+    machine: &Machine,
     env: &Env,
 ) -> Result<Core, NodeError> {
     let config = raft_config(timeouts)
         .map_err(|error| NodeError::Configuration(format!("timeouts: {error}")))?;
     let store = LogStore::new(log.clone(), env.executor);
-    let built = Raft::build(stored.id, Arc::new(config), network.clone(), store, machine).await;
+    let built =
+        Raft::build(stored.id, Arc::new(config), network.clone(), store, machine.clone()).await;
     let raft = built.map_err(|error| NodeError::Failed(format!("consensus: {error}")))?;
     Ok(Core::new(stored.id, raft))
 }
@@ -397,6 +412,7 @@ async fn keep_checkpoints(
     member: Arc<Member>,
     log: Log,
     limits: config::Limits,
+    holds: PurgeHolds,
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut seen = (None, Duration::ZERO);
@@ -423,15 +439,18 @@ async fn keep_checkpoints(
             continue;
         }
         match member.checkpoint().await {
-            Ok(Some(index)) => purge(&member, &log, index, limits.log_keep_bytes).await,
+            Ok(Some(index)) => purge(&member, &log, &holds, index, limits.log_keep_bytes).await,
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "a checkpoint failed; it will be tried again"),
         }
     }
 }
 
-/// Forgets folded entries, but for the newest `keep_bytes` of the log.
-async fn purge(member: &Arc<Member>, log: &Log, folded: u64, keep_bytes: u64) {
+/// Forgets folded entries, but for the newest `keep_bytes` of the log, and for what follows a
+/// snapshot that is on its way.
+async fn purge(member: &Arc<Member>, log: &Log, holds: &PurgeHolds, folded: u64, keep_bytes: u64) {
+    let bounded = |held: &u64| log.bytes_since(held + 1) <= keep_bytes + LOG_HELD_BYTES_MAX;
+    let folded = folded.min(holds.lowest().filter(bounded).unwrap_or(u64::MAX));
     let first = log.state().purged.map_or(0, |purged| purged.index + 1);
     if log.bytes_since(first) <= keep_bytes || first > folded {
         return;

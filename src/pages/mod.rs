@@ -10,7 +10,8 @@
 //! What is where: [`page`] and [`delta`] are values; `overlay` holds images, `base_file` the
 //! file and its page hashes; [`store`] joins them into one database with snapshots, freezing,
 //! publishing, applying and rewinding; `fold` is the checkpoint of one database; [`catalog`]
-//! knows all databases and the node's checkpoint record.
+//! knows all databases and the node's checkpoint record; [`view`] is what another member copies,
+//! [`incoming`] what this one receives, and `install` how that is put in place.
 //!
 //! It knows neither SQLite's calls nor Raft: a delta is bytes, a place in the log two numbers.
 //!
@@ -20,11 +21,16 @@
 
 mod base_file;
 pub mod catalog;
+#[cfg(test)]
+mod copies;
 pub mod delta;
 mod fold;
+pub mod incoming;
+mod install;
 mod overlay;
 pub mod page;
 pub mod store;
+pub mod view;
 
 use std::io;
 
