@@ -316,6 +316,25 @@ mod tests {
     use super::super::catalog::Applied;
     use super::*;
 
+    /// The bytes that docs/format.md draws.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let dropped = vec![DatabaseName::new("old").unwrap()];
+        let plan = Plan { whole: true, moved: vec![8, 9], dropped, record: Record::default() };
+        let record = encode_record(&plan.record);
+        let mut expected = [
+            &b"QUIREIN1\x01"[..],
+            b"\x02\0\0\0\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0",
+            b"\x01\0\0\0\x03\0\0\0old",
+            b"\x25\0\0\0",
+            &record,
+        ]
+        .concat();
+        expected.extend(crc32c::crc32c(&expected).to_le_bytes());
+        assert_eq!((record.len(), plan.encode()), (0x25, expected.clone()));
+        assert_eq!(Plan::decode(&expected).unwrap(), plan);
+    }
+
     #[test]
     fn an_install_record_comes_back() {
         let name = |name: &str| DatabaseName::new(name).unwrap();
