@@ -262,10 +262,12 @@ impl Cluster {
 
     /// Runs a `quire` command, `--server` with all addresses added, and returns what it printed.
     pub fn quire(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new(program()?);
-        let (name, rest) = arguments.split_first().context("no command")?;
-        command.arg(name).args(["--server", &self.servers()]).args(rest);
-        Ok(command.stdin(Stdio::null()).output()?)
+        quire_on(&self.servers(), arguments)
+    }
+
+    /// The same with the address of node `id` alone.
+    pub fn quire_at(&self, id: usize, arguments: &[&str]) -> Result<Output> {
+        quire_on(self.address(id), arguments)
     }
 
     /// The log of node `id` so far, all its lives together.
@@ -369,6 +371,13 @@ impl Node {
 
 fn duplicate(file: &File) -> Result<Stdio> {
     Ok(file.try_clone()?.into())
+}
+
+fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program()?);
+    let (name, rest) = arguments.split_first().context("no command")?;
+    command.arg(name).args(["--server", servers]).args(rest);
+    Ok(command.stdin(Stdio::null()).output()?)
 }
 
 /// Asks `condition` again and again until it answers something; an error after [`PATIENCE`].
