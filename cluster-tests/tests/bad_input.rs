@@ -246,7 +246,7 @@ async fn what_would_reach_the_file_system_is_refused_and_said_in_the_log() -> Re
         ("ATTACH 'refused-' || 'attached.db' AS x", "action 24"),
         ("ATTACH (SELECT 'refused-attached.db') AS x", "action 24"),
         ("VACUUM INTO 'refused-vacuumed.db'", "ATTACH 'refused-vacuumed.db'"),
-        ("VACUUM INTO 'refused-' || 'vacuumed.db'", "action 24"),
+        ("VACUUM INTO 'refused-' || 'vacuumed.db'", "ATTACH 'refused-vacuumed.db'"),
         ("SELECT load_extension('refused.so')", "function load_extension"),
         ("INSERT INTO t VALUES(load_extension('refused.so'))", "function load_extension"),
     ] {
@@ -442,7 +442,9 @@ fn segments(dir: &Path) -> Result<Vec<(PathBuf, usize)>> {
 
 /// Damage in the middle of the log loses what this node has promised to keep: it must not start
 /// as if nothing had been there. Damage in the last record cannot be told from a write that was
-/// cut off: it starts.
+/// cut off: it starts, and is sent again what it lost. (The leader was set never to accept a log
+/// that got shorter; in a build with debug assertions it ended, at other times it was silent to
+/// that follower for the rest of its term.)
 #[tokio::test]
 async fn damage_in_the_middle_of_the_log_stops_a_node_and_a_torn_end_does_not() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
@@ -476,6 +478,6 @@ async fn damage_in_the_middle_of_the_log_stops_a_node_and_a_torn_end_does_not() 
     cluster.restart(3)?;
     cluster.wait_for_leader().await?;
     let digest = cluster.quire(&["digest", "damage", "--deep"])?;
-    ensure!(digest.status.success(), "{digest:?}");
+    assert!(digest.status.success(), "{digest:?}");
     Ok(())
 }
