@@ -316,9 +316,30 @@ async fn names_that_are_no_names_are_refused_and_nothing_is_created() -> Result<
     let before_beside = beside(&())?;
     let long = "x".repeat(129);
     for name in [
-        "", ":memory:", "file:x", "file:x?vfs=unix", "file:///tmp/x", "../x", "..", ".", ".x",
-        "/tmp/x", "a/b", "a\\b", "-x", "_x", "a b", " a", "a\n", "ä", "a%00", "a;b", "a'b", "~",
-        "shop?mode=memory", long.as_str(),
+        "",
+        ":memory:",
+        "file:x",
+        "file:x?vfs=unix",
+        "file:///tmp/x",
+        "../x",
+        "..",
+        ".",
+        ".x",
+        "/tmp/x",
+        "a/b",
+        "a\\b",
+        "-x",
+        "_x",
+        "a b",
+        " a",
+        "a\n",
+        "ä",
+        "a%00",
+        "a;b",
+        "a'b",
+        "~",
+        "shop?mode=memory",
+        long.as_str(),
     ] {
         let failure = raw.ask(&open(name)).await?.failure();
         assert_eq!(failure, Some((1, "invalid database name".to_owned())), "{name:?}");
@@ -452,7 +473,9 @@ async fn damage_in_the_middle_of_the_log_stops_a_node_and_a_torn_end_does_not() 
     database.execute("CREATE TABLE t(a)", vec![]).await?;
     for round in 0..2 {
         for row in 0..50 {
-            database.execute("INSERT INTO t VALUES(?)", vec![Value::from(round * 100 + row)]).await?;
+            database
+                .execute("INSERT INTO t VALUES(?)", vec![Value::from(round * 100 + row)])
+                .await?;
         }
         // The next life writes to another segment.
         cluster.stop(3)?;

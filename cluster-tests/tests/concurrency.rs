@@ -258,9 +258,8 @@ async fn counters_belong_to_the_session() -> Result<()> {
     let (mut one, mut two) = (cluster.raw("counters").await?, cluster.raw("counters").await?);
     one.run("CREATE TABLE t(a INTEGER PRIMARY KEY)").await?;
     const COUNTERS: &str = "SELECT last_insert_rowid(), changes(), total_changes()";
-    let counters = |a: i64, b: i64, c: i64| {
-        Said::Rows(vec![[a, b, c].map(Value::Integer).to_vec()], 1)
-    };
+    let counters =
+        |a: i64, b: i64, c: i64| Said::Rows(vec![[a, b, c].map(Value::Integer).to_vec()], 1);
     assert_eq!(one.run("INSERT INTO t VALUES(10), (11), (12)").await?, (12, 3));
     assert_eq!(two.query(COUNTERS).await?, counters(0, 0, 0));
     assert_eq!(two.run("INSERT INTO t VALUES(20)").await?, (20, 1));
@@ -435,7 +434,10 @@ async fn databases_are_apart_and_do_not_wait_for_each_other() -> Result<()> {
     two.run("CREATE TABLE t(b)").await?;
     two.run("INSERT INTO t VALUES(2)").await?;
     one.run("COMMIT").await?;
-    assert_eq!((one.integer("SELECT a FROM t").await?, two.integer("SELECT b FROM t").await?), (1, 2));
+    assert_eq!(
+        (one.integer("SELECT a FROM t").await?, two.integer("SELECT b FROM t").await?),
+        (1, 2)
+    );
     let names = cluster.client()?.databases().await?;
     ensure!(["apart.one", "apart_two"].iter().all(|name| names.iter().any(|n| n == name)));
     Ok(())

@@ -357,7 +357,8 @@ impl Held {
             }
         }
         let transaction = &mut self.transactions[0];
-        let inserted = matches!(transaction.answer().await?, Said::Message(Response::Result { .. }));
+        let inserted =
+            matches!(transaction.answer().await?, Said::Message(Response::Result { .. }));
         let committed = transaction.exec("COMMIT").await?;
         if inserted && matches!(committed, Said::Message(Response::Result { .. })) {
             acknowledged.push("transaction".to_owned());

@@ -68,15 +68,26 @@ struct Numbers(u64);
 
 impl Numbers {
     fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap_or(0) % bound
     }
 
     /// Some words, with what is hard on those who cut scripts into statements.
     fn words(&mut self, count: usize) -> String {
         const WORDS: [&str; 12] = [
-            "For", "Those", "About", "Rock", "Don''t", "Stop;", "Größe", "-- no", "/* nor", "日本",
-            "\"quoted\"", "\n",
+            "For",
+            "Those",
+            "About",
+            "Rock",
+            "Don''t",
+            "Stop;",
+            "Größe",
+            "-- no",
+            "/* nor",
+            "日本",
+            "\"quoted\"",
+            "\n",
         ];
         let words: Vec<&str> = (0..count).map(|_| WORDS[self.below(WORDS.len())]).collect();
         format!("'{}'", words.join(" "))
@@ -140,7 +151,11 @@ fn script() -> Result<String> {
     for (table, count) in TABLES {
         for id in 1..=count {
             let values = row(table, id, &mut numbers);
-            let begin = if id % 1000 == 1 { format!("INSERT INTO [{table}] VALUES\n") } else { String::new() };
+            let begin = if id % 1000 == 1 {
+                format!("INSERT INTO [{table}] VALUES\n")
+            } else {
+                String::new()
+            };
             let end = if id % 1000 == 0 || id == count { ";\n\n" } else { ",\n" };
             write!(script, "{begin}    ({values}){end}")?;
         }
@@ -218,8 +233,11 @@ async fn a_script_of_600_kb_loads_and_every_member_has_the_same_ordinary_file() 
 async fn a_script_that_fails_in_the_middle_says_where_and_stops() -> Result<()> {
     let cluster = Cluster::start(3).await?;
     let path = cluster.dir(1).with_file_name("bad.sql");
-    std::fs::write(&path, "CREATE TABLE t(a UNIQUE);\nINSERT INTO t VALUES(1);\n\
-        INSERT INTO t VALUES(1);\nINSERT INTO t VALUES(2);\n")?;
+    std::fs::write(
+        &path,
+        "CREATE TABLE t(a UNIQUE);\nINSERT INTO t VALUES(1);\n\
+        INSERT INTO t VALUES(1);\nINSERT INTO t VALUES(2);\n",
+    )?;
     let path = path.to_str().context("a path that is text")?;
     let output = cluster.quire(&["sql", "bad", "--file", path])?;
     assert_eq!(output.status.code(), Some(1), "{output:?}");

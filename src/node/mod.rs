@@ -128,6 +128,13 @@ impl Node {
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);
         log.set_purge_limit(recorded);
+        let first = recorded.map_or(0, |index| index + 1);
+        tracing::info!(
+            first,
+            last = log.state().last.map_or(0, |last| last.index),
+            bytes = log.bytes_since(first),
+            "what the log has after the last checkpoint is applied again"
+        );
         stored.store(&*disk).map_err(failed("node.toml"))?;
         let identity = Identity::new(stored.id, stored.cluster_id());
         let timeouts = timeouts_of(&config);

@@ -518,11 +518,8 @@ impl Connection {
         }
         let before = self.raw.total_changes();
         let returning = statement.column_count() > 0 && !statement.readonly();
-        let stepped = if returning {
-            self.step_undoing(statement, sink)
-        } else {
-            step_all(statement, sink)
-        };
+        let stepped =
+            if returning { self.step_undoing(statement, sink) } else { step_all(statement, sink) };
         let (columns, rows) = stepped?;
         Ok(Ran {
             last_insert_rowid: self.raw.last_insert_rowid(),
