@@ -25,7 +25,7 @@ struct Exchange {
 }
 
 fn bytes(hex: &str) -> Result<Vec<u8>> {
-    ensure!(hex.len() % 2 == 0, "half a byte in {hex}");
+    ensure!(hex.len().is_multiple_of(2), "half a byte in {hex}");
     (0..hex.len()).step_by(2).map(|at| Ok(u8::from_str_radix(&hex[at..at + 2], 16)?)).collect()
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::base::{DeltaId, Executor, Lane, limits};
 use crate::pages::Store;
@@ -37,7 +38,7 @@ const GIVEN_UP: u8 = 2;
 pub type Job = Box<dyn FnOnce(&Connection) + Send>;
 
 /// Makes the write executor's connection, anew after each rewind.
-pub type Connect = Box<dyn Fn() -> Option<Connection> + Send>;
+pub type Connect = Box<dyn Fn() -> Option<Connection> + Send + Sync>;
 
 enum Work {
     Job(Job),
@@ -58,6 +59,10 @@ struct SlotState {
 struct Shared {
     state: Mutex<SlotState>,
     lane: Mutex<Option<Lane>>,
+    store: Arc<Store>,
+    connect: Connect,
+    /// The executor's connection and its epoch; used by whoever holds the slot for a job.
+    warm: Mutex<Option<(u64, Connection)>>,
 }
 
 /// The write slot of one database, and its write executor.
@@ -99,21 +104,68 @@ impl Shared {
     fn release(&self) {
         self.state.lock().held = false;
     }
+
+    /// Runs `job` on the executor's connection, while the slot is held for it. `None` when there
+    /// is no connection to be had.
+    fn execute<T>(&self, job: impl FnOnce(&Connection) -> T) -> Option<T> {
+        let mut warm = self.warm.lock();
+        let epoch = self.store.epoch();
+        if warm.as_ref().is_some_and(|(of, _)| *of != epoch) {
+            // It may have seen versions that were dropped.
+            *warm = None;
+        }
+        if warm.is_none() {
+            *warm = (self.connect)().map(|connection| (epoch, connection));
+        }
+        let (_, connection) = warm.as_ref()?;
+        connection.link().allow_write(true);
+        let result = job(connection);
+        connection.roll_back();
+        connection.link().allow_write(false);
+        Some(result)
+    }
 }
 
 impl WriteSlot {
     /// A free slot; `connect` makes the executor's connection, good for one epoch of `store`.
     pub fn new(executor: Executor, store: Arc<Store>, connect: Connect) -> WriteSlot {
-        let shared = Arc::new(Shared { state: Mutex::default(), lane: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            lane: Mutex::new(None),
+            store,
+            connect,
+            warm: Mutex::new(None),
+        });
         let work = shared.clone();
-        let mut warm: Option<(u64, Connection)> = None;
         let lane = executor.lane("quire-write", move || {
             while let Some(ticket) = work.next() {
-                serve(&work, ticket, &store, &connect, &mut warm);
+                serve(&work, ticket);
             }
         });
         *shared.lane.lock() = Some(lane);
         WriteSlot { shared }
+    }
+
+    /// Runs a short `job` at once, on the caller's thread, if the slot is free and nobody waits
+    /// for it: the way to the executor's thread and back would cost more than the job.
+    pub fn run_at_once<T>(&self, job: impl FnOnce(&Connection) -> T) -> Option<T> {
+        {
+            let mut state = self.shared.state.lock();
+            if state.held || !state.queue.is_empty() {
+                return None;
+            }
+            state.held = true;
+        }
+        let result = self.shared.execute(job);
+        let waiting = {
+            let mut state = self.shared.state.lock();
+            state.held = false;
+            !state.queue.is_empty()
+        };
+        if waiting {
+            self.shared.poke();
+        }
+        result
     }
 
     /// Stands in line with `work`.
@@ -214,13 +266,7 @@ impl Place {
     }
 }
 
-fn serve(
-    shared: &Arc<Shared>,
-    ticket: Ticket,
-    store: &Store,
-    connect: &Connect,
-    warm: &mut Option<(u64, Connection)>,
-) {
+fn serve(shared: &Arc<Shared>, ticket: Ticket) {
     let turn = ticket.state.compare_exchange(WAITING, STARTED, Ordering::AcqRel, Ordering::Acquire);
     if turn.is_err() {
         return shared.release();
@@ -231,20 +277,8 @@ fn serve(
             let _ = sender.send(SlotGuard { shared: shared.clone() });
         }
         Work::Job(job) => {
-            let epoch = store.epoch();
-            if warm.as_ref().is_some_and(|(of, _)| *of != epoch) {
-                // It may have seen versions that were dropped.
-                *warm = None;
-            }
-            if warm.is_none() {
-                *warm = connect().map(|connection| (epoch, connection));
-            }
-            if let Some((_, connection)) = warm {
-                connection.link().allow_write(true);
-                job(connection);
-                connection.roll_back();
-                connection.link().allow_write(false);
-            }
+            // Without a connection the job is dropped, and with it what its session waits on.
+            let _ = shared.execute(job);
             shared.release();
         }
     }
@@ -258,16 +292,17 @@ struct Proposal {
 }
 
 /// Starts the one task that appends deltas, and the one that sees what came of them.
-pub fn spawn_proposer(member: &Arc<Member>) {
+pub fn spawn_proposer(member: &Arc<Member>) -> [JoinHandle<()>; 2] {
     let (sender, receiver) = mpsc::channel(PROPOSALS_OPEN_MAX);
-    tokio::spawn(watch_proposals(member.clone(), receiver));
+    let outcomes = tokio::spawn(watch_proposals(member.clone(), receiver));
     let member = member.clone();
-    tokio::spawn(async move {
+    let proposer = tokio::spawn(async move {
         loop {
             member.published.notified().await;
             while propose_round(&member, &sender).await {}
         }
     });
+    [proposer, outcomes]
 }
 
 /// Gives every database its turn, one entry each. Whether there was anything to propose.

@@ -29,8 +29,8 @@ use super::store::{Place, Point, Store};
 const MAGIC: &[u8; 8] = b"QUIRECK1";
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Old page images kept in memory for readers below a fold; beyond it the oldest readers are told
-/// that their snapshot is too old.
+/// Old page images kept in memory for readers below the base, over all folds; beyond it those
+/// readers are told that their snapshot is too old.
 const PRESERVED_BYTES_MAX: usize = 64 << 20;
 
 /// What a base file is at: what the checkpoint record says of a database.
@@ -83,15 +83,18 @@ impl Store {
         pages.retain(|(page, _)| *page <= point.page_count);
         self.base.allocate(point.page_count)?;
         self.write_ckpt(&target.folded, &pages)?;
-        self.base.lock(SqliteLock::Reserved)?;
         let copied = self.copy_into_base(&target.folded, base_before, &pages);
-        self.base.lock(SqliteLock::Unlocked)?;
+        self.base.lock(SqliteLock::Reserved)?;
         copied?;
         Ok(target.folded)
     }
 
-    /// Step 6, once the checkpoint record is durable.
+    /// Step 6, once the checkpoint record is durable. A base that was left half copied needs the
+    /// file still.
     pub(super) fn forget_ckpt(&self) -> io::Result<()> {
+        if self.half_copied.load(Ordering::Acquire) {
+            return Ok(());
+        }
         match self.disk.remove(&ckpt_path(self.name().as_str())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -137,6 +140,7 @@ impl Store {
         self.preserve_for_readers(point, base_before, pages)?;
         self.base.lock(SqliteLock::Exclusive)?;
         self.fold_count.fetch_add(1, Ordering::AcqRel);
+        self.half_copied.store(true, Ordering::Release);
         let written = pages
             .iter()
             .try_for_each(|(page, image)| self.base.write(*page, &image.bytes, image.hash))
@@ -146,7 +150,8 @@ impl Store {
             let mut state = self.state.lock();
             (state.base, state.base_place) = (point, folded.place);
             let keep = state.keep();
-            overlay.folded(point.version, &keep);
+            overlay.folded(point.version, point.page_count, &keep);
+            self.half_copied.store(false, Ordering::Release);
         }
         self.fold_count.fetch_add(1, Ordering::AcqRel);
         Ok(written?)
@@ -163,27 +168,35 @@ impl Store {
         let mut readers = self.readers_below(point.version);
         let cut_off = point.page_count + 1..=base_before.page_count;
         let overwritten = pages.iter().map(|(page, _)| *page);
-        let mut kept_bytes = 0;
+        let mut kept_bytes = self.overlay.read().len_below_base() * self.page_size();
         let mut content = vec![0; self.page_size()];
         for page in overwritten.chain(cut_off).filter(|page| *page <= base_before.page_count) {
-            if kept_bytes > PRESERVED_BYTES_MAX && !readers.is_empty() {
+            if readers.is_empty() {
+                return Ok(());
+            }
+            if kept_bytes > PRESERVED_BYTES_MAX {
                 tracing::warn!(database = %self.name(), oldest_version = readers[0],
                     "readers are too far behind a checkpoint; their snapshots are given up");
-                self.oldest_readable.fetch_max(point.version, Ordering::AcqRel);
-                self.overlay.write().evict_below(point.version);
+                self.give_up_below(point.version);
                 readers.clear();
+                continue;
             }
-            let needed_by = {
-                let overlay = self.overlay.read();
-                readers.iter().copied().find(|version| overlay.reads_base(page, *version))
-            };
-            let Some(version) = needed_by else { continue };
-            let hash = self.read_page(page, version, &mut content)?;
+            if !self.overlay.read().is_base_read(page, &readers) {
+                continue;
+            }
+            let hash = self.read_base(page, &mut content)?;
             let image = Image { bytes: content.as_slice().into(), hash };
-            self.overlay.write().preserve(page, version, image);
             kept_bytes += content.len();
+            self.overlay.write().preserve(page, image);
         }
         Ok(())
+    }
+
+    /// From now on snapshots below `version` cannot be read, and nothing is kept for them.
+    fn give_up_below(&self, version: u64) {
+        let mut state = self.state.lock();
+        state.oldest_readable = state.oldest_readable.max(version);
+        self.oldest_readable.store(state.oldest_readable, Ordering::Release);
     }
 
     fn readers_below(&self, version: u64) -> Vec<u64> {
@@ -289,6 +302,7 @@ fn redo_from(
         return Ok(None);
     }
     let base = BaseFile::open(disk, name, page_size)?;
+    base.lock(SqliteLock::Exclusive)?;
     base.allocate(folded.point.page_count)?;
     for _ in 0..count {
         let (page, hash) = (reader.u32()?, reader.u128()?);

@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::base::{DatabaseId, DatabaseName, DeltaId};
 use crate::codec::Reader;
-use crate::disk::Disk;
+use crate::disk::{Disk, SqliteLock};
 
 use super::PagesError;
 use super::base_file::{BaseFile, BaseRead};
@@ -116,6 +116,8 @@ pub(super) struct State {
     pending_bytes: usize,
     rewinds: VecDeque<Rewind>,
     readers: BTreeMap<u64, u32>,
+    /// Snapshots below this version were given up; nothing is kept for them.
+    pub(super) oldest_readable: u64,
     waiters: BTreeMap<(u64, u64), oneshot::Sender<Resolution>>,
     waiter_count: u64,
 }
@@ -124,7 +126,8 @@ impl State {
     /// The versions whose images must stay, ascending, ending with applied.
     pub(super) fn keep(&self) -> Vec<u64> {
         let applied = self.applied.version;
-        let mut keep: Vec<u64> = self.readers.range(..applied).map(|(v, _)| *v).collect();
+        let from = self.oldest_readable.min(applied);
+        let mut keep: Vec<u64> = self.readers.range(from..applied).map(|(v, _)| *v).collect();
         keep.push(applied);
         keep
     }
@@ -170,6 +173,12 @@ impl State {
     }
 }
 
+/// Whether the version that is being read still stands.
+type Stands<'a> = &'a dyn Fn() -> Result<(), PagesError>;
+
+/// The applied version, as apply itself reads it: it cannot go.
+const APPLIED: Stands<'static> = &|| Ok(());
+
 /// One database on this member.
 pub struct Store {
     id: DatabaseId,
@@ -183,7 +192,9 @@ pub struct Store {
     epoch: AtomicU64,
     /// Odd while a fold copies pages into the base.
     pub(super) fold_count: AtomicU64,
-    /// Snapshots below this version were evicted.
+    /// A fold began to copy pages into the base and has not finished.
+    pub(super) half_copied: AtomicBool,
+    /// Copy of the state's `oldest_readable`, to be read without its lock.
     pub(super) oldest_readable: AtomicU64,
     permit_taken: Mutex<bool>,
     permit_free: Condvar,
@@ -203,6 +214,8 @@ impl Store {
         place: Place,
     ) -> Result<Arc<Store>, PagesError> {
         let file = BaseFile::open(&*disk, name.as_str(), page_size)?;
+        // For as long as it is open here, a stock SQLite may read the file but not write it.
+        file.lock(SqliteLock::Reserved)?;
         Ok(Arc::new(Store {
             id,
             name,
@@ -224,11 +237,13 @@ impl Store {
                 pending_bytes: 0,
                 rewinds: VecDeque::new(),
                 readers: BTreeMap::new(),
+                oldest_readable: 0,
                 waiters: BTreeMap::new(),
                 waiter_count: 0,
             }),
             epoch: AtomicU64::new(0),
             fold_count: AtomicU64::new(0),
+            half_copied: AtomicBool::new(false),
             oldest_readable: AtomicU64::new(0),
             permit_taken: Mutex::new(false),
             permit_free: Condvar::new(),
@@ -325,7 +340,7 @@ impl Store {
         let mut state = self.state.lock();
         let (point, epoch) = (state.applied, state.epoch);
         state.pin(point.version);
-        Ok(Snapshot { store: self.clone(), point, epoch })
+        Ok(Snapshot { store: self.clone(), point, epoch, of_applied: true })
     }
 
     /// A snapshot of the head. What is read from it must be held back until it is applied.
@@ -334,14 +349,23 @@ impl Store {
         let mut state = self.state.lock();
         let (point, epoch) = (state.head, state.epoch);
         state.pin(point.version);
-        Ok(Snapshot { store: self.clone(), point, epoch })
+        let of_applied = state.pending.is_empty();
+        Ok(Snapshot { store: self.clone(), point, epoch, of_applied })
     }
 
-    /// A page at a version, into `out` (one page long); its hash.
-    pub(super) fn read_page(
+    /// Whether `version`, seen in `epoch`, was not dropped by a rewind since.
+    pub fn stands(&self, epoch: u64, version: u64) -> bool {
+        epoch == self.epoch() || self.state.lock().survives(epoch, version)
+    }
+
+    /// A page at a version that stands as long as `stands` says so, into `out` (one page long);
+    /// its hash. What a version that was dropped or given up reads from the base means nothing:
+    /// only then a mismatch is no damage.
+    fn read_page(
         &self,
         page: PageNo,
         version: u64,
+        stands: Stands<'_>,
         out: &mut [u8],
     ) -> Result<u128, PagesError> {
         loop {
@@ -358,14 +382,25 @@ impl Store {
             return match read {
                 BaseRead::Good(hash) => Ok(hash),
                 BaseRead::Mismatch => {
+                    stands()?;
                     Err(self.set_damaged(format!("page {page} does not match its hash")))
                 }
             };
         }
     }
 
+    /// A page of the base as it is, for the readers below a fold that is about to overwrite it.
+    pub(super) fn read_base(&self, page: PageNo, out: &mut [u8]) -> Result<u128, PagesError> {
+        match self.base.read(page, out)? {
+            BaseRead::Good(hash) => Ok(hash),
+            BaseRead::Mismatch => {
+                Err(self.set_damaged(format!("page {page} does not match its hash")))
+            }
+        }
+    }
+
     /// The hash of a page at a version, without reading the page.
-    fn hash_of(&self, page: PageNo, version: u64) -> Result<u128, PagesError> {
+    fn hash_of(&self, page: PageNo, version: u64, stands: Stands<'_>) -> Result<u128, PagesError> {
         loop {
             let before = self.fold_count.load(Ordering::Acquire);
             if let Some(image) = self.overlay.read().find(page, version) {
@@ -374,6 +409,9 @@ impl Store {
             let hash = self.base.hash(page)?;
             if self.fold_count.load(Ordering::Acquire) != before {
                 continue;
+            }
+            if hash.is_none() {
+                stands()?;
             }
             return hash
                 .ok_or_else(|| self.set_damaged(format!("the hash of page {page} is missing")));
@@ -494,6 +532,7 @@ impl Store {
     ) -> Result<Option<Frozen>, PagesError> {
         self.check_damage()?;
         let before = snapshot.point;
+        let stands: Stands<'_> = &|| snapshot.check();
         let mut body = vec![0; DeltaHeader::BYTES];
         let mut images = Vec::with_capacity(write.pages.len());
         let mut digest = before.digest;
@@ -507,7 +546,7 @@ impl Store {
                 self.check_first_page(&new, write.page_count)?;
             }
             if page <= before.page_count {
-                let old_hash = self.read_page(page, before.version, &mut old)?;
+                let old_hash = self.read_page(page, before.version, stands, &mut old)?;
                 if !delta::encode_changed(page, &old, &new, &mut body) {
                     continue;
                 }
@@ -520,7 +559,7 @@ impl Store {
             images.push((page, image));
         }
         for page in write.page_count + 1..=before.page_count {
-            digest ^= self.hash_of(page, before.version)?;
+            digest ^= self.hash_of(page, before.version, stands)?;
         }
         if images.is_empty() && write.page_count == before.page_count {
             return Ok(None);
@@ -621,7 +660,8 @@ impl Store {
         let waiting = state.wait(point.version);
         drop((state, overlay));
         drop(permit);
-        (Snapshot { store: self.clone(), point, epoch }, waiting)
+        let snapshot = Snapshot { store: self.clone(), point, epoch, of_applied: false };
+        (snapshot, waiting)
     }
 
     /// The next published delta that Raft has not been given yet.
@@ -689,7 +729,11 @@ impl Store {
             }
         }
         self.rewind();
-        self.patch(header, bytes, place)?;
+        self.patch(header, bytes, place).map_err(|error| match error {
+            // Applied stays behind: what follows must be skipped, not refused by the fence.
+            PagesError::Io(error) => self.set_damaged(format!("cannot apply a delta: {error}")),
+            other => other,
+        })?;
         Ok(ApplyOutcome::Applied)
     }
 
@@ -716,9 +760,9 @@ impl Store {
             let mut content = vec![0; self.page_size];
             if page <= before.page_count {
                 digest ^= if changed.is_whole() {
-                    self.hash_of(page, before.version)?
+                    self.hash_of(page, before.version, APPLIED)?
                 } else {
-                    self.read_page(page, before.version, &mut content)?
+                    self.read_page(page, before.version, APPLIED, &mut content)?
                 };
             }
             changed.patch(&mut content).map_err(malformed)?;
@@ -728,7 +772,7 @@ impl Store {
         }
         reader.finish().map_err(malformed)?;
         for page in header.page_count.saturating_add(1)..=before.page_count {
-            digest ^= self.hash_of(page, before.version)?;
+            digest ^= self.hash_of(page, before.version, APPLIED)?;
         }
         if digest != header.digest_after {
             return Err(self.set_damaged(format!(
@@ -760,7 +804,7 @@ impl Store {
         let mut page_bytes = vec![0; self.page_size];
         let mut digest = 0;
         for page in 1..=snapshot.point.page_count {
-            self.read_page(page, snapshot.point.version, &mut page_bytes)?;
+            snapshot.read(page, 0, &mut page_bytes)?;
             digest ^= page_hash(page, &page_bytes);
         }
         if digest != snapshot.point.digest {
@@ -854,6 +898,8 @@ pub struct Snapshot {
     store: Arc<Store>,
     point: Point,
     epoch: u64,
+    /// The version was applied when this was taken: no rewind drops it.
+    of_applied: bool,
 }
 
 impl Snapshot {
@@ -878,11 +924,12 @@ impl Snapshot {
         if page == 0 || page > self.point.page_count {
             return Ok(false);
         }
+        let (version, stands): (u64, Stands<'_>) = (self.point.version, &|| self.check());
         if offset == 0 && out.len() == self.store.page_size {
-            self.store.read_page(page, self.point.version, out)?;
+            self.store.read_page(page, version, stands, out)?;
         } else {
             let mut whole = vec![0; self.store.page_size];
-            self.store.read_page(page, self.point.version, &mut whole)?;
+            self.store.read_page(page, version, stands, &mut whole)?;
             let end = offset.saturating_add(out.len());
             let part = whole.get(offset..end).ok_or(PagesError::Refused("a read across pages"))?;
             out.copy_from_slice(part);
@@ -892,11 +939,15 @@ impl Snapshot {
         Ok(true)
     }
 
+    /// Whether it is what a transaction that writes now must begin on.
+    pub fn is_head(&self) -> bool {
+        let state = self.store.state.lock();
+        state.epoch == self.epoch && state.head == self.point
+    }
+
     /// Whether its version still stands and its pages are still kept.
     pub fn check(&self) -> Result<(), PagesError> {
-        if self.epoch != self.store.epoch.load(Ordering::Acquire)
-            && !self.store.state.lock().survives(self.epoch, self.point.version)
-        {
+        if !self.of_applied && !self.store.stands(self.epoch, self.point.version) {
             return Err(PagesError::Rewound);
         }
         if self.point.version < self.store.oldest_readable.load(Ordering::Acquire) {

@@ -12,15 +12,19 @@ use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ReadPolicy;
 use openraft::type_config::alias::{OneshotReceiverOf, WatchReceiverOf};
-use openraft::{ChangeMembers, Instant as _};
+use openraft::{ChangeMembers, Instant as _, ServerState};
 
 use crate::base::NodeId;
 use crate::log::LogId;
 
 use super::machine::Machine;
 use super::types::{
-    Command, Metrics, Outcome, Peer, RaftOf, TypeConfig, WriteResult, leading_term, log_id,
+    Command, Metrics, Outcome, Peer, RaftOf, ServerMetrics, TypeConfig, WriteResult, leading_term,
+    log_id,
 };
+
+/// One wait for recovery.
+const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// openraft's core over our state machine.
 pub type Raft = RaftOf<Machine>;
@@ -67,12 +71,21 @@ pub struct CoreView {
     pub fatal: Option<String>,
 }
 
+/// Whether this node leads. openraft's own `as_leader` goes by the saved vote alone, and so names
+/// a leader that was restarted as leader still.
+fn leads(server: &ServerMetrics) -> bool {
+    let ours = server.vote.committed && server.vote.leader_id.voted_for == server.id;
+    ours && server.state == ServerState::Leader
+}
+
 /// The core.
 #[derive(Clone)]
 pub struct Core {
     id: NodeId,
     raft: Raft,
     metrics: WatchReceiverOf<TypeConfig, Metrics>,
+    /// Changes with who leads and who is a member, not with every entry.
+    server: WatchReceiverOf<TypeConfig, ServerMetrics>,
     /// One change of the membership at a time.
     changes: Arc<tokio::sync::Mutex<()>>,
 }
@@ -80,8 +93,8 @@ pub struct Core {
 impl Core {
     /// Wraps a built core.
     pub fn new(id: NodeId, raft: Raft) -> Core {
-        let metrics = raft.metrics();
-        Core { id, raft, metrics, changes: Arc::default() }
+        let (metrics, server) = (raft.metrics(), raft.server_metrics());
+        Core { id, raft, metrics, server, changes: Arc::default() }
     }
 
     /// openraft's own handle, for the peers' doors.
@@ -121,33 +134,37 @@ impl Core {
         leads.then(|| acked.into_inner().elapsed())
     }
 
-    /// Waits until the core's state changes. `false` when the core has ended.
+    /// Waits until somebody else leads, the term changes, or the membership. `false` when the core
+    /// has ended.
     pub async fn changed(&mut self) -> bool {
-        self.metrics.changed().await.is_ok()
+        self.server.changed().await.is_ok()
     }
 
     /// What the core says now.
     pub fn view(&self) -> CoreView {
-        let metrics = self.metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
+        let (applied, fatal) = {
+            let metrics = self.metrics.borrow_watched();
+            let applied = metrics.last_applied.as_ref().map(|id| id.index);
+            (applied, metrics.running_state.as_ref().err().map(ToString::to_string))
+        };
+        let server = self.server.borrow_watched();
+        let membership = server.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         let members: Vec<(NodeId, String, bool)> = membership
             .nodes()
             .map(|(id, peer)| (*id, peer.address.clone(), voters.contains(id)))
             .collect();
-        let leader = metrics.current_leader.and_then(|leader| {
-            members
-                .iter()
-                .find(|(id, _, _)| *id == leader)
-                .map(|(id, address, _)| (*id, address.clone()))
+        let leader = server.current_leader.and_then(|leader| {
+            let found = members.iter().find(|(id, _, _)| *id == leader);
+            found.map(|(id, address, _)| (*id, address.clone()))
         });
         CoreView {
-            term: metrics.current_term,
-            leads: leading_term(&metrics) == Some(metrics.current_term),
+            term: server.vote.leader_id.term,
+            leads: leads(&server),
             leader,
             members,
-            applied: metrics.last_applied.as_ref().map(|id| id.index),
-            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+            applied,
+            fatal,
         }
     }
 
@@ -166,6 +183,12 @@ impl Core {
     pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
         let wait = self.raft.wait(Some(limit));
         wait.applied_index_at_least(Some(index), "a read waits for its index").await.is_ok()
+    }
+
+    /// Waits a while for everything that was applied before the last stop to be applied again.
+    /// Whether it is.
+    pub async fn recovered(&self) -> bool {
+        self.raft.wait_for_recovery(Some(RECOVERY_WAIT)).await.is_ok()
     }
 
     /// Makes this node the only member of a new cluster. Fine when it already is a member.

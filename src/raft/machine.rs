@@ -15,6 +15,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::Notify;
 
 use crate::base::Executor;
 use crate::codec::Reader;
@@ -41,12 +42,14 @@ const QUICK_BYTES_MAX: usize = 64 << 10;
 pub struct Machine {
     catalog: Arc<Catalog>,
     executor: Executor,
+    /// Told when a delta from elsewhere has closed a write slot of this node.
+    disturbed: Arc<Notify>,
 }
 
 impl Machine {
     /// Over the databases of `catalog`.
-    pub fn new(catalog: Arc<Catalog>, executor: Executor) -> Machine {
-        Machine { catalog, executor }
+    pub fn new(catalog: Arc<Catalog>, executor: Executor, disturbed: Arc<Notify>) -> Machine {
+        Machine { catalog, executor, disturbed }
     }
 
     /// Applies one entry.
@@ -103,7 +106,12 @@ impl Machine {
             // A replay meets what the base holds already: it is not looked at.
             return Ok(Outcome::Applied);
         }
-        match store.apply(&header, bytes, place) {
+        let open_before = store.open_term();
+        let applied = store.apply(&header, bytes, place);
+        if store.open_term() != open_before {
+            self.disturbed.notify_one();
+        }
+        match applied {
             Ok(ApplyOutcome::Applied) => Ok(Outcome::Applied),
             Ok(ApplyOutcome::Refused) => Ok(Outcome::Refused),
             // What a damaged replica finds out about itself is nobody else's business: the log

@@ -117,13 +117,7 @@ impl TempFile {
                 bytes[start..end].copy_from_slice(data);
                 Ok(())
             }
-            Content::File(file) => file.write_at(data, offset).map_err(|error| {
-                if error.kind() == std::io::ErrorKind::StorageFull {
-                    ffi::SQLITE_FULL
-                } else {
-                    ffi::SQLITE_IOERR_WRITE
-                }
-            }),
+            Content::File(file) => file.write_at(data, offset).map_err(|error| code_of(&error)),
         }
     }
 
@@ -134,8 +128,8 @@ impl TempFile {
         if self.size <= HEAP_BYTES_MAX as u64 {
             return Ok(());
         }
-        let file = space.disk.temp().map_err(|_| ffi::SQLITE_IOERR_WRITE)?;
-        file.write_at(bytes, 0).map_err(|_| ffi::SQLITE_IOERR_WRITE)?;
+        let file = space.disk.temp().map_err(|error| code_of(&error))?;
+        file.write_at(bytes, 0).map_err(|error| code_of(&error))?;
         self.content = Content::File(file);
         Ok(())
     }
@@ -161,6 +155,13 @@ impl TempFile {
         if let Some(space) = &self.space {
             space.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+}
+
+fn code_of(error: &std::io::Error) -> c_int {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => ffi::SQLITE_FULL,
+        _ => ffi::SQLITE_IOERR_WRITE,
     }
 }
 

@@ -80,7 +80,7 @@ async fn wait_version(store: &Arc<Store>, seen: Seen, limit: Duration) -> Result
 /// What a read level asks of this node now.
 pub async fn check_level(member: &Arc<Member>, level: ReadLevel) -> Result<(), Failure> {
     match level {
-        ReadLevel::Local => Ok(()),
+        ReadLevel::Local { staleness_max } => member.confirm_local(staleness_max).await,
         ReadLevel::Lease if member.lease_holds() => Ok(()),
         ReadLevel::Lease | ReadLevel::Linearizable => member.confirm_by_quorum().await.map(|_| ()),
     }
