@@ -7,9 +7,10 @@ use quire::base::DatabaseName;
 use quire::codec::Reader;
 use quire::disk::Disk;
 use quire::disk::fake::FakeDisk;
-use quire::pages::Store;
+use quire::pages::catalog::Applied;
 use quire::pages::delta::DeltaHeader;
-use quire::pages::store::{ApplyOutcome, Place, Point};
+use quire::pages::store::{ApplyOutcome, Load, Place, Point};
+use quire::pages::{Part, Store};
 use quire::sqlite::{
     Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, Surplus, TempSpace,
     Value, ValueRef, View,
@@ -83,10 +84,22 @@ impl Replicas {
         while let Some(outgoing) = self.leader.take_outgoing() {
             self.index += 1;
             let place = Place { index: self.index, ordinal: 1 };
-            let header = DeltaHeader::decode(&mut Reader::new(&outgoing.bytes)).unwrap();
             for store in [&self.leader, &self.follower] {
-                let outcome = store.apply(&header, &outgoing.bytes, place).unwrap();
-                assert_eq!(outcome, ApplyOutcome::Applied);
+                let (outcome, last) = match &outgoing.load {
+                    Load::Whole(bytes) => {
+                        let header = DeltaHeader::decode(&mut Reader::new(bytes)).unwrap();
+                        (store.apply(&header, bytes, place).unwrap(), true)
+                    }
+                    Load::Part(parts, number) => {
+                        let (bytes, number) = (parts.read(*number).unwrap(), *number);
+                        let last = number + 1 == parts.count();
+                        let (database, id) = (store.id(), outgoing.id);
+                        let part = Part { database, id, number, last, bytes: &bytes };
+                        (store.apply_part(&part, place, &Applied::default()).unwrap(), last)
+                    }
+                };
+                let expected = if last { ApplyOutcome::Applied } else { ApplyOutcome::Staged };
+                assert_eq!(outcome, expected);
             }
         }
         let (leader, follower) = (self.leader.applied(), self.follower.applied());

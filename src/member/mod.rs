@@ -3,8 +3,10 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`write`] | the write slot of a database, its write executor, the proposer |
+//! | [`write`] | the write slot of a database, its write executor |
+//! | `propose` | the task that appends what was executed |
 //! | `read` | quorum rounds and the lease |
+//! | `room` | whether the disks have room for writes |
 //! | `lead` | what happens when leadership comes and goes |
 //! | [`database`] | one database's slot, executor and pool of readers |
 //! | [`session`] | one client's statements, transactions and answers |
@@ -14,7 +16,9 @@
 
 pub mod database;
 mod lead;
+mod propose;
 mod read;
+mod room;
 pub mod session;
 pub mod write;
 
@@ -146,6 +150,8 @@ pub struct Member {
     reconfirmation: Notify,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
+    /// This disk, or on the leader that of a voter, has nothing beyond its reserve.
+    short_of_room: AtomicBool,
     reads: read::Rounds,
 }
 
@@ -175,11 +181,13 @@ impl Member {
             leadership: watch::Sender::new(Leadership::default()),
             reconfirmation: Notify::new(),
             paused: AtomicBool::new(false),
+            short_of_room: AtomicBool::new(false),
             reads: read::Rounds::default(),
         });
         lead::spawn(&member);
-        write::spawn_proposer(&member);
+        propose::spawn_proposer(&member);
         read::spawn_rounds(&member);
+        room::spawn_room_keeper(&member);
         member
     }
 

@@ -469,6 +469,7 @@ impl Session {
     /// Waits for room in the run-ahead window.
     async fn room(&mut self) -> Result<(), Failure> {
         self.member.leading_term()?;
+        self.member.check_room()?;
         let (store, options) = (self.database.store(), self.member.options());
         loop {
             let (versions, bytes) = store.run_ahead();

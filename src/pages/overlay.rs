@@ -38,13 +38,49 @@ type Chain = Vec<(u64, Image)>;
 pub struct Overlay {
     chains: PageMap<Chain>,
     base_version: u64,
-    images: usize,
+    held: Held,
+}
+
+/// How many images are held, and where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// In memory.
+    pub heap: usize,
+    /// In files.
+    pub spilled: usize,
+}
+
+impl Held {
+    fn add(&mut self, image: &Image) {
+        if image.body.is_spilled() {
+            self.spilled += 1;
+        } else {
+            self.heap += 1;
+        }
+    }
+
+    fn of(chain: &[(u64, Image)]) -> Held {
+        let mut held = Held::default();
+        chain.iter().for_each(|(_, image)| held.add(image));
+        held
+    }
+
+    fn sub(&mut self, less: Held) {
+        self.heap -= less.heap;
+        self.spilled -= less.spilled;
+    }
+
+    /// In memory and in files.
+    #[cfg(test)]
+    pub fn total(&self) -> usize {
+        self.heap + self.spilled
+    }
 }
 
 impl Overlay {
     /// Nothing above a base at `base_version`.
     pub fn new(base_version: u64) -> Overlay {
-        Overlay { chains: PageMap::default(), base_version, images: 0 }
+        Overlay { chains: PageMap::default(), base_version, held: Held::default() }
     }
 
     /// The version of the base file that absent images are read from.
@@ -53,8 +89,8 @@ impl Overlay {
     }
 
     /// How many images are held.
-    pub fn len(&self) -> usize {
-        self.images
+    pub fn held(&self) -> Held {
+        self.held
     }
 
     /// The image of `page` that a snapshot at `version` sees, if it is not the base's.
@@ -69,11 +105,12 @@ impl Overlay {
     /// in `keep` (ascending) each keeps the newest image at or below it, and all above the last
     /// of `keep` stay.
     pub fn push(&mut self, page: PageNo, version: u64, image: Image, keep: &[u64]) {
-        let chain = self.chains.entry(page).or_default();
+        self.held.add(&image);
+        // Most pages have one image, and a large transaction has many pages.
+        let chain = self.chains.entry(page).or_insert_with(|| Vec::with_capacity(1));
         debug_assert!(chain.last().is_none_or(|(last, _)| *last < version));
-        self.images -= prune(chain, keep);
+        self.held.sub(prune(chain, keep));
         chain.push((version, image));
-        self.images += 1;
     }
 
     /// Adds the image that the base has now, for readers at `version` and above (the oldest that
@@ -82,15 +119,15 @@ impl Overlay {
         let chain = self.chains.entry(page).or_default();
         let at = chain.partition_point(|(v, _)| *v < version);
         debug_assert!(chain.get(at).is_none_or(|(v, _)| *v != version));
+        self.held.add(&image);
         chain.insert(at, (version, image));
-        self.images += 1;
     }
 
     /// Drops the images of `page` above `version`: they never happened.
     pub fn rewind(&mut self, page: PageNo, version: u64) {
         if let Some(chain) = self.chains.get_mut(&page) {
             let kept = chain.partition_point(|(at, _)| *at <= version);
-            self.images -= chain.len() - kept;
+            self.held.sub(Held::of(chain.get(kept..).unwrap_or_default()));
             chain.truncate(kept);
             if chain.is_empty() {
                 self.chains.remove(&page);
@@ -122,47 +159,51 @@ impl Overlay {
     /// (ascending) versions in `keep` still need.
     pub fn folded(&mut self, version: u64, keep: &[u64]) {
         self.base_version = version;
-        let mut images = 0;
+        let older: Vec<u64> = keep.iter().copied().filter(|k| *k < version).collect();
+        let mut held = Held::default();
         self.chains.retain(|_, chain| {
-            let older: Vec<u64> = keep.iter().copied().filter(|k| *k < version).collect();
             let above = chain.partition_point(|(at, _)| *at <= version);
             let mut kept: Chain = chain.drain(above..).collect();
             prune_all(chain, &older);
             chain.append(&mut kept);
-            images += chain.len();
+            chain.iter().for_each(|(_, image)| held.add(image));
             !chain.is_empty()
         });
-        self.images = images;
+        if self.chains.capacity() > 4 * self.chains.len().max(1024) {
+            self.chains.shrink_to_fit();
+        }
+        self.held = held;
     }
 
     /// Drops every image below `version` that only readers older than it needed.
     pub fn evict_below(&mut self, version: u64) {
         let base = self.base_version;
-        let mut images = 0;
+        let mut held = Held::default();
         self.chains.retain(|_, chain| {
             if version <= base {
                 chain.retain(|(at, _)| *at >= version || *at > base);
             }
-            images += chain.len();
+            chain.iter().for_each(|(_, image)| held.add(image));
             !chain.is_empty()
         });
-        self.images = images;
+        self.held = held;
     }
 }
 
 /// Keeps, of the images in `chain`, those above the last of `keep` and for each of `keep` the
-/// newest at or below it. Returns how many were dropped.
-fn prune(chain: &mut Chain, keep: &[u64]) -> usize {
-    let before = chain.len();
-    if before < 2 {
-        return 0;
+/// newest at or below it. Returns what was dropped.
+fn prune(chain: &mut Chain, keep: &[u64]) -> Held {
+    let mut before = Held::of(chain);
+    if chain.len() < 2 {
+        return Held::default();
     }
-    let Some(last) = keep.last() else { return 0 };
+    let Some(last) = keep.last() else { return Held::default() };
     let above = chain.partition_point(|(at, _)| at <= last);
     let mut newer: Chain = chain.drain(above..).collect();
     prune_all(chain, keep);
     chain.append(&mut newer);
-    before - chain.len()
+    before.sub(Held::of(chain));
+    before
 }
 
 /// Keeps only, for each of `keep`, the newest image at or below it.
@@ -187,7 +228,11 @@ mod tests {
     }
 
     fn seen(overlay: &Overlay, version: u64) -> Option<u8> {
-        overlay.find(1, version).map(|image| image.bytes[0])
+        overlay.find(1, version).map(|image| {
+            let mut byte = [0];
+            image.body.read(0, &mut byte).unwrap();
+            byte[0]
+        })
     }
 
     #[test]
@@ -198,7 +243,7 @@ mod tests {
             overlay.push(1, version, image(version as u8), &keep);
         }
         assert_eq!((seen(&overlay, 10), seen(&overlay, 100)), (Some(10), Some(100)));
-        assert_eq!(overlay.len(), 3);
+        assert_eq!(overlay.held().total(), 3);
     }
 
     #[test]
@@ -209,7 +254,7 @@ mod tests {
         }
         assert_eq!(seen(&overlay, 4), Some(4));
         overlay.rewind(1, 2);
-        assert_eq!((seen(&overlay, 5), overlay.len()), (Some(2), 1));
+        assert_eq!((seen(&overlay, 5), overlay.held().total()), (Some(2), 1));
     }
 
     /// An image kept for an old reader lay below the base after a fold and hid the folded page
@@ -227,7 +272,7 @@ mod tests {
         overlay.push(1, 10, image(10), &[3, 8]);
         assert_eq!((seen(&overlay, 9), seen(&overlay, 10)), (None, Some(10)));
         overlay.evict_below(8);
-        assert_eq!((seen(&overlay, 10), overlay.len()), (Some(10), 1));
+        assert_eq!((seen(&overlay, 10), overlay.held().total()), (Some(10), 1));
     }
 
     #[test]

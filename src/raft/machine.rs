@@ -22,7 +22,7 @@ use crate::log::LogId;
 use crate::pages::catalog::Applied as AppliedState;
 use crate::pages::delta::DeltaHeader;
 use crate::pages::store::{ApplyOutcome, Place};
-use crate::pages::{Catalog, PagesError};
+use crate::pages::{Catalog, PagesError, Part};
 
 use super::command::{Decoded, decode};
 use super::fields;
@@ -56,7 +56,7 @@ impl Machine {
         self.end_other_terms(&applied, id);
         let outcomes = match &entry.payload {
             EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(command) => self.apply_command(&command.0, id.index)?,
+            EntryPayload::Normal(command) => self.apply_command(&command.0, id.index, &applied)?,
             EntryPayload::Membership(membership) => {
                 let stored = StoredMembership::new(Some(entry.log_id()), membership.clone());
                 applied.membership.clear();
@@ -68,16 +68,23 @@ impl Machine {
         Ok(Applied { outcomes })
     }
 
-    /// The first entry of a new term ends what was executed ahead in an older one.
+    /// The first entry of a new term ends what was executed ahead in an older one, and deltas of
+    /// which only some parts came.
     fn end_other_terms(&self, applied: &AppliedState, id: LogId) {
         if applied.last.is_none_or(|last| last.term < id.term) {
+            self.catalog.discard_stages();
             for store in self.catalog.all() {
                 store.rewind();
             }
         }
     }
 
-    fn apply_command(&self, bytes: &[u8], index: u64) -> io::Result<Vec<Outcome>> {
+    fn apply_command(
+        &self,
+        bytes: &[u8],
+        index: u64,
+        before: &AppliedState,
+    ) -> io::Result<Vec<Outcome>> {
         match decode(bytes).map_err(io::Error::other)? {
             Decoded::Deltas(deltas) => deltas
                 .into_iter()
@@ -93,6 +100,16 @@ impl Machine {
                 let store = self.catalog.create(index, name, page_size).map_err(io_error)?;
                 Ok(vec![Outcome::Created(store.id())])
             }
+            Decoded::Part(part) => {
+                let outcome = self.apply_part(&part, Place { index, ordinal: 1 }, before)?;
+                Ok(vec![outcome])
+            }
+            Decoded::Discard { database, id } => {
+                if let Some(store) = self.catalog.by_id(database) {
+                    store.discard_stage_of(id);
+                }
+                Ok(vec![Outcome::Applied])
+            }
         }
     }
 
@@ -103,14 +120,32 @@ impl Machine {
             // A replay meets what the base holds already: it is not looked at.
             return Ok(Outcome::Applied);
         }
-        match store.apply(&header, bytes, place) {
-            Ok(ApplyOutcome::Applied) => Ok(Outcome::Applied),
-            Ok(ApplyOutcome::Refused) => Ok(Outcome::Refused),
-            // What a damaged replica finds out about itself is nobody else's business: the log
-            // goes on, and the store answers for nothing any more.
-            Ok(ApplyOutcome::Skipped) | Err(PagesError::Damaged { .. }) => Ok(Outcome::Applied),
-            Err(error) => Err(io_error(error)),
+        outcome_of(store.apply(&header, bytes, place))
+    }
+
+    fn apply_part(
+        &self,
+        part: &Part<'_>,
+        place: Place,
+        before: &AppliedState,
+    ) -> io::Result<Outcome> {
+        let Some(store) = self.catalog.by_id(part.database) else { return Ok(Outcome::Missing) };
+        if place <= store.place() {
+            return Ok(Outcome::Applied);
         }
+        outcome_of(store.apply_part(part, place, before))
+    }
+}
+
+fn outcome_of(applied: Result<ApplyOutcome, PagesError>) -> io::Result<Outcome> {
+    match applied {
+        Ok(ApplyOutcome::Applied) => Ok(Outcome::Applied),
+        Ok(ApplyOutcome::Staged) => Ok(Outcome::Staged),
+        Ok(ApplyOutcome::Refused) => Ok(Outcome::Refused),
+        // What a damaged replica finds out about itself is nobody else's business: the log
+        // goes on, and the store answers for nothing any more.
+        Ok(ApplyOutcome::Skipped) | Err(PagesError::Damaged { .. }) => Ok(Outcome::Applied),
+        Err(error) => Err(io_error(error)),
     }
 }
 

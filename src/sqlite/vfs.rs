@@ -117,14 +117,13 @@ struct MainFile {
     level: c_int,
     snapshot: Option<Snapshot>,
     written: Option<Freeze>,
-    written_bytes: u64,
     frozen: Option<Frozen>,
     /// The store, version and epoch that the pager's cache belongs to.
     cached: Option<(usize, u64, u64)>,
 }
 
 enum File {
-    Main(MainFile),
+    Main(Box<MainFile>),
     Temp(TempFile),
 }
 
@@ -137,7 +136,6 @@ impl MainFile {
             level: ffi::SQLITE_LOCK_NONE,
             snapshot: None,
             written: None,
-            written_bytes: 0,
             frozen: None,
             cached: None,
         }
@@ -190,10 +188,10 @@ impl MainFile {
         if end > self.link.page_size() {
             return Err(ffi::SQLITE_IOERR_READ);
         }
-        let written = self.written.as_ref().and_then(|w| w.pages.get(&page));
+        let written = self.written.as_ref().and_then(|written| written.page(page));
         let found = match written {
-            Some(bytes) => {
-                out.copy_from_slice(&bytes[within..end]);
+            Some(body) => {
+                body.read(within, out).map_err(|error| self.fail(error.into()))?;
                 true
             }
             None => self.with_snapshot(|snapshot| snapshot.read(page, within, out))?,
@@ -231,17 +229,26 @@ impl MainFile {
         if data.len() != self.link.page_size() {
             return Err(self.fail(PagesError::Refused("a write that is not one whole page")));
         }
-        let page_count = self.page_count()?;
-        let written =
-            self.written.get_or_insert_with(|| Freeze { page_count, ..Freeze::default() });
-        if written.pages.insert(page, data.into()).is_none() {
-            self.written_bytes += data.len() as u64;
-            if self.written_bytes > self.link.transaction_bytes_max() {
-                return Err(ffi::SQLITE_FULL);
-            }
+        // A write after the freeze is a rollback.
+        self.frozen = None;
+        let bytes_max = self.link.transaction_bytes_max();
+        let written = self.written()?;
+        let kept = written.write(page, data);
+        let bytes = written.bytes();
+        kept.map_err(|error| self.fail(error.into()))?;
+        if bytes > bytes_max {
+            return Err(ffi::SQLITE_FULL);
         }
-        written.page_count = written.page_count.max(page);
         Ok(())
+    }
+
+    /// What the open transaction has written.
+    fn written(&mut self) -> Result<&mut Freeze, c_int> {
+        if self.written.is_none() {
+            let page_count = self.page_count()?;
+            self.written = Some(Freeze::new(self.link.store(), page_count));
+        }
+        self.written.as_mut().ok_or(ffi::SQLITE_INTERNAL)
     }
 
     fn truncate(&mut self, size: i64) -> Code {
@@ -258,17 +265,13 @@ impl MainFile {
             }
             return Ok(());
         }
-        let now = self.page_count()?;
-        let written =
-            self.written.get_or_insert_with(|| Freeze { page_count: now, ..Freeze::default() });
-        written.page_count = page_count;
-        written.pages.retain(|page, _| *page <= page_count);
+        self.written()?.truncate(page_count);
         Ok(())
     }
 
     fn page_count(&self) -> Result<u32, c_int> {
         match (&self.written, &self.snapshot) {
-            (Some(written), _) => Ok(written.page_count),
+            (Some(written), _) => Ok(written.page_count()),
             (None, Some(snapshot)) => Ok(snapshot.point().page_count),
             (None, None) => Ok(self.take_snapshot()?.point().page_count),
         }
@@ -305,7 +308,6 @@ impl MainFile {
             // Not published: a rollback.
             self.frozen = None;
             self.written = None;
-            self.written_bytes = 0;
         }
         if level == ffi::SQLITE_LOCK_NONE {
             self.snapshot = None;
@@ -315,17 +317,9 @@ impl MainFile {
 
     /// FCNTL_SYNC: the transaction is complete; from here on it can only be published or dropped.
     fn freeze(&mut self) -> Code {
-        let (Some(written), Some(snapshot)) = (&mut self.written, &self.snapshot) else {
+        let (Some(written), Some(snapshot)) = (&self.written, &self.snapshot) else {
             return Ok(());
         };
-        if let Some(first) = written.pages.get(&1)
-            && let Some(bytes) = first.get(28..32)
-        {
-            // VACUUM announces here the size it will cut the file to.
-            let mut count = [0; 4];
-            count.copy_from_slice(bytes);
-            written.page_count = u32::from_be_bytes(count);
-        }
         let frozen = snapshot.store().freeze(snapshot, written);
         self.frozen = frozen.map_err(|error| self.fail(error))?;
         Ok(())
@@ -333,7 +327,6 @@ impl MainFile {
 
     /// FCNTL_COMMIT_PHASETWO: cannot fail. Without FCNTL_SYNC before it there is nothing to do.
     fn publish(&mut self) {
-        self.written_bytes = 0;
         // Pages that were written but equal to the old ones replicate nothing.
         let Some(frozen) = self.frozen.take() else {
             self.written = None;
@@ -395,8 +388,9 @@ unsafe extern "C" fn x_open(
             let name = unsafe { CStr::from_ptr(name) };
             let id = name.to_str().ok().and_then(|text| text.parse::<u64>().ok());
             let link = id.and_then(|id| LINKS.lock().remove(&id));
-            File::Main(MainFile::new(link.ok_or(ffi::SQLITE_CANTOPEN)?))
-        } else if name.is_null() {
+            File::Main(Box::new(MainFile::new(link.ok_or(ffi::SQLITE_CANTOPEN)?)))
+        } else if name.is_null() || flags & ffi::SQLITE_OPEN_MAIN_JOURNAL != 0 {
+            // A rollback journal too: it is of use to its own connection only.
             File::Temp(TempFile::new())
         } else {
             return Err(ffi::SQLITE_CANTOPEN);
