@@ -10,18 +10,27 @@
 //! *Invariant*: only processes started here get signals, each by its own id, and all are gone
 //! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
 
+pub mod raw;
+
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use quire::driver::{self, Client};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How long anything may take that should take a moment: this machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many clusters of one test program run at a time: more would measure the machine.
+const CLUSTERS_MAX: usize = 2;
+
+static PLACES: Semaphore = Semaphore::const_new(CLUSTERS_MAX);
 
 /// How much of a node's log is printed when a test fails.
 const LOG_TAIL_BYTES: usize = 8 << 10;
@@ -50,11 +59,38 @@ impl Options {
     }
 }
 
+/// A cluster that the tests of one file share: started by the first that asks for it, stopped when
+/// the last one that has it is done.
+pub struct Shared {
+    running: tokio::sync::Mutex<std::sync::Weak<Cluster>>,
+    options: fn() -> Options,
+}
+
+impl Shared {
+    /// One that is started with these options.
+    pub const fn new(options: fn() -> Options) -> Shared {
+        Shared { running: tokio::sync::Mutex::const_new(std::sync::Weak::new()), options }
+    }
+
+    /// The cluster.
+    pub async fn get(&self) -> Result<Arc<Cluster>> {
+        let mut running = self.running.lock().await;
+        if let Some(cluster) = running.upgrade() {
+            return Ok(cluster);
+        }
+        let cluster = Arc::new(Cluster::start_with((self.options)()).await?);
+        *running = Arc::downgrade(&cluster);
+        Ok(cluster)
+    }
+}
+
 /// A running cluster; nodes are numbered from 1, as their ids are.
 pub struct Cluster {
     options: Options,
     dir: Option<tempfile::TempDir>,
     nodes: Vec<Node>,
+    /// One of [`CLUSTERS_MAX`]; none for a cluster that a test launches beside its first.
+    place: Option<SemaphorePermit<'static>>,
 }
 
 struct Node {
@@ -66,15 +102,17 @@ struct Node {
 }
 
 impl Cluster {
-    /// Starts a cluster of `nodes` nodes and waits until all of them know the leader.
+    /// Starts a cluster of `nodes` nodes and waits until all of them vote and know the leader.
     pub async fn start(nodes: usize) -> Result<Cluster> {
         Cluster::start_with(Options::new(nodes)).await
     }
 
     /// The same with options.
     pub async fn start_with(options: Options) -> Result<Cluster> {
-        let cluster = Cluster::launch(options)?;
-        cluster.wait_for_leader().await?;
+        let place = PLACES.acquire().await?;
+        let mut cluster = Cluster::launch(options)?;
+        cluster.place = Some(place);
+        cluster.wait_for_members().await?;
         Ok(cluster)
     }
 
@@ -89,7 +127,7 @@ impl Cluster {
             paused: false,
         };
         let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect();
-        let mut cluster = Cluster { options, dir: Some(dir), nodes };
+        let mut cluster = Cluster { options, dir: Some(dir), nodes, place: None };
         for id in 1..=cluster.options.nodes {
             cluster.restart(id)?;
         }
@@ -173,6 +211,38 @@ impl Cluster {
     pub async fn wait_for_leader(&self) -> Result<usize> {
         let what = format!("nodes {:?} to agree on a leader", self.running());
         wait_for(&what, async || Ok(self.leader().await)).await
+    }
+
+    /// Waits until all nodes agree on a leader, and all are voters in the leader's eyes.
+    async fn wait_for_members(&self) -> Result<()> {
+        wait_for("all nodes to be voters", async || {
+            let Some(leader) = self.leader().await else { return Ok(None) };
+            let client = self.client()?.at(self.address(leader))?;
+            let members = client.cluster().await.unwrap_or_default();
+            let voters = members.iter().filter(|member| member.role == Some(0)).count();
+            Ok((voters == self.nodes.len()).then_some(()))
+        })
+        .await
+    }
+
+    /// A client of the whole cluster that follows its leader.
+    pub fn client(&self) -> Result<Client> {
+        let options = driver::Options { connections_max: 128, ..driver::Options::default() };
+        Ok(Client::new(self.addresses(), options)?)
+    }
+
+    /// A bare connection to the leader, with `database` open.
+    pub async fn raw(&self, database: &str) -> Result<raw::Raw> {
+        let leader = self.wait_for_leader().await?;
+        raw::Raw::open(self.address(leader), database).await
+    }
+
+    /// Folds what each member has applied into its database files.
+    pub async fn checkpoint(&self, database: &str) -> Result<()> {
+        for id in self.running() {
+            self.client()?.at(self.address(id))?.checkpoint(database).await?;
+        }
+        Ok(())
     }
 
     /// The leader that all nodes that run agree on, if there is one now.

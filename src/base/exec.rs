@@ -4,6 +4,7 @@
 //! *Invariant*: a lane's handler is never run by two threads at once, and after a [`Lane::poke`]
 //! it runs at least once more.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -52,10 +53,15 @@ impl Executor {
     /// Runs `work`, which may block for a short while, on this very thread, having told the
     /// asynchronous runtime to move its other tasks away.
     pub fn in_place<T>(self, work: impl FnOnce() -> T) -> T {
-        match self {
-            Executor::Inline => work(),
-            Executor::Threads => tokio::task::block_in_place(work),
-        }
+        if self.may_wait() { tokio::task::block_in_place(work) } else { work() }
+    }
+
+    /// Whether work done [`Executor::in_place`] may wait for other tasks: only where these go on
+    /// meanwhile.
+    pub fn may_wait(self) -> bool {
+        use tokio::runtime::{Handle, RuntimeFlavor};
+        let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+        self == Executor::Threads && matches!(flavor, Ok(RuntimeFlavor::MultiThread))
     }
 
     /// Runs `work`, which may block, without blocking the asynchronous runtime.
@@ -95,7 +101,12 @@ impl Shared {
             }
             state.poked = false;
             drop(state);
-            handler();
+            if catch_unwind(AssertUnwindSafe(&mut *handler)).is_err() {
+                // What it was in the middle of is nobody's to guess; the log and the databases on
+                // disk are whole.
+                tracing::error!("a lane ended by a panic: this is a bug; the node stops");
+                std::process::abort();
+            }
         }
     }
 }

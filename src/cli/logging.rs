@@ -14,7 +14,10 @@ use super::args::LogArgs;
 /// Starts logging as configured. Called once, before anything logs.
 pub fn start(log: &Log) -> Result<(), Failure> {
     let wrong = || Failure::Usage(format!("log.level: \"{}\" is not a level", log.level));
-    let filter = EnvFilter::try_new(&log.level).map_err(|_| wrong())?;
+    // What a person must know of consensus this crate says itself; openraft's own warnings are for
+    // those who ask for them.
+    let quiet = if log.level.contains("openraft") { "" } else { ",openraft=off" };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", log.level)).map_err(|_| wrong())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
+
 use crate::base::NodeId;
 use crate::raft::{Core, CoreView};
 
@@ -29,29 +31,26 @@ pub struct Leadership {
 }
 
 /// Starts the task that follows the core.
-pub fn spawn(member: &Arc<Member>) {
+pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
     let member = member.clone();
     tokio::spawn(async move {
         let mut core = member.core.clone();
         loop {
             let view = core.view();
-            if let Some(why) = &view.fatal {
-                tracing::error!(%why, "the consensus core has ended; this node serves nothing");
-                member.close(&view);
-                return;
+            if view.fatal.is_some() {
+                return member.end(&view);
             }
             if follow(&member, &core, &view).await {
                 continue;
             }
             tokio::select! {
                 alive = core.changed() => if !alive {
-                    member.close(&view);
-                    return;
+                    return member.end(&core.view());
                 },
                 () = member.reconfirmation.notified() => {}
             }
         }
-    });
+    })
 }
 
 /// Does what the view asks for. Returns whether to look again at once.
@@ -66,7 +65,8 @@ async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
     if member.leadership.borrow().open_term == Some(view.term) {
         member.note_members(view);
         let stores = member.catalog.all();
-        if stores.iter().all(|store| store.open_term() == Some(view.term)) {
+        // One that has just been created is not one that was rewound.
+        if stores.iter().all(|store| store.open_new(view.term)) {
             return false;
         }
         // Apply met a delta that is not of this epoch.
@@ -129,6 +129,16 @@ impl Member {
         }
         for store in self.catalog.all() {
             store.rewind();
+        }
+    }
+
+    /// The core has ended.
+    fn end(&self, view: &CoreView) {
+        self.close(view);
+        let why = view.fatal.clone().unwrap_or_else(|| "consensus has ended".to_owned());
+        if !self.stopping.load(Ordering::Acquire) {
+            tracing::error!(%why, "the consensus core has ended; this node serves nothing");
+            self.fatal.send_replace(Some(why));
         }
     }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
 use crate::log::Log;
@@ -147,16 +148,21 @@ pub struct Member {
     published: Arc<Notify>,
     leadership: watch::Sender<Leadership>,
     /// Wakes the task that follows the core.
-    reconfirmation: Notify,
+    reconfirmation: Arc<Notify>,
+    fatal: watch::Sender<Option<String>>,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
     /// This disk, or on the leader that of a voter, has nothing beyond its reserve.
     short_of_room: AtomicBool,
+    /// The node is being stopped on purpose.
+    stopping: AtomicBool,
     reads: read::Rounds,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Member {
-    /// Puts a member together; its tasks run on the runtime that this is called from.
+    /// Puts a member together; its tasks run on the runtime that this is called from. `disturbed`
+    /// is what the state machine tells when apply has closed a write slot.
     pub fn start(
         id: NodeId,
         env: Env,
@@ -166,6 +172,7 @@ impl Member {
         catalog: Arc<Catalog>,
         space: Arc<TempSpace>,
         options: MemberOptions,
+        disturbed: Arc<Notify>,
     ) -> Arc<Member> {
         let member = Arc::new(Member {
             id,
@@ -179,15 +186,20 @@ impl Member {
             databases: Mutex::default(),
             published: Arc::new(Notify::new()),
             leadership: watch::Sender::new(Leadership::default()),
-            reconfirmation: Notify::new(),
+            reconfirmation: disturbed,
+            fatal: watch::Sender::new(None),
             paused: AtomicBool::new(false),
             short_of_room: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
+            tasks: Mutex::default(),
         });
-        lead::spawn(&member);
-        propose::spawn_proposer(&member);
-        read::spawn_rounds(&member);
-        room::spawn_room_keeper(&member);
+        let [proposer, outcomes] = propose::spawn_proposer(&member);
+        let recovery = read::spawn_recovery(&member);
+        let room = room::spawn_room_keeper(&member);
+        let reads = read::spawn_rounds(&member);
+        let tasks = [lead::spawn(&member), proposer, outcomes, reads, recovery, room];
+        member.tasks.lock().extend(tasks);
         member
     }
 
@@ -226,6 +238,15 @@ impl Member {
         self.leadership.subscribe()
     }
 
+    /// Waits until the consensus core has ended, and says why.
+    pub async fn wait_fatal(&self) -> String {
+        let mut fatal = self.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "the member is gone".to_owned(),
+        }
+    }
+
     /// The term in which this node may execute writes; `NotLeader` while it may not.
     pub fn leading_term(&self) -> Result<u64, Failure> {
         self.leadership.borrow().open_term.ok_or(Failure::NotLeader)
@@ -249,8 +270,20 @@ impl Member {
             self.propose(command, term).await?;
         }
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
-        database.store().ensure_open(term);
+        database.store().open_new(term);
         Ok(database)
+    }
+
+    /// Ends the consensus core, on purpose.
+    pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.core.stop().await;
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        let databases = std::mem::take(&mut *self.databases.lock());
+        let stop = move || databases.values().for_each(|database| database.slot().stop());
+        self.env.executor.blocking(stop).await;
     }
 
     /// Stops executing writes for good and waits until what was executed is applied: leadership is

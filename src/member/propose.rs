@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::base::{DeltaId, limits};
 use crate::pages::store::{Load, Outgoing};
@@ -49,17 +50,18 @@ struct Proposer {
 }
 
 /// Starts the task that appends deltas, and the one that sees what came of them.
-pub fn spawn_proposer(member: &Arc<Member>) {
+pub fn spawn_proposer(member: &Arc<Member>) -> [JoinHandle<()>; 2] {
     let (sender, receiver) = mpsc::channel(PROPOSALS_OPEN_MAX);
-    tokio::spawn(watch_proposals(member.clone(), receiver));
+    let outcomes = tokio::spawn(watch_proposals(member.clone(), receiver));
     let parts = Arc::new(Semaphore::new(limits::PARTS_IN_FLIGHT_MAX));
     let mut proposer = Proposer { member: member.clone(), sender, parts, turn: 0, discarded: None };
-    tokio::spawn(async move {
+    let appending = tokio::spawn(async move {
         loop {
             proposer.member.published.notified().await;
             while proposer.round().await {}
         }
     });
+    [appending, outcomes]
 }
 
 impl Proposer {

@@ -6,11 +6,13 @@
 //! *Invariant*: no clock is asked for a linearizable read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::channel::oneshot;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use super::{CALL_READ_INDEX, Failure, Member};
 
@@ -19,18 +21,21 @@ use super::{CALL_READ_INDEX, Failure, Member};
 pub struct Rounds {
     waiting: Mutex<Vec<oneshot::Sender<Result<u64, Failure>>>>,
     wake: Notify,
+    /// Everything applied before the last stop is applied again.
+    recovered: watch::Sender<bool>,
+    /// When the last confirmation that succeeded was begun, on the monotonic clock.
+    fresh_at: Mutex<Option<Duration>>,
 }
 
 /// Starts the task that runs the rounds.
-pub fn spawn_rounds(member: &Arc<Member>) {
-    let member = Arc::downgrade(member);
+pub fn spawn_rounds(member: &Arc<Member>) -> JoinHandle<()> {
+    let member = member.clone();
     tokio::spawn(async move {
         loop {
-            let Some(strong) = member.upgrade() else { return };
-            strong.reads.wake.notified().await;
-            let waiting = std::mem::take(&mut *strong.reads.waiting.lock());
-            let round =
-                tokio::time::timeout(strong.options.commit_timeout, strong.core.read_index());
+            member.reads.wake.notified().await;
+            let waiting = std::mem::take(&mut *member.reads.waiting.lock());
+            let limit = member.options.commit_timeout;
+            let round = tokio::time::timeout(limit, member.core.read_index());
             let index = match round.await {
                 Ok(Ok(index)) => Some(index),
                 Ok(Err(_)) | Err(_) => None,
@@ -40,7 +45,17 @@ pub fn spawn_rounds(member: &Arc<Member>) {
                 let _ = reader.send(index.ok_or(Failure::NotLeader));
             }
         }
-    });
+    })
+}
+
+/// Starts the task that sees when everything that was applied before the last stop is applied
+/// again: until then a local read could go back in time.
+pub fn spawn_recovery(member: &Arc<Member>) -> JoinHandle<()> {
+    let member = member.clone();
+    tokio::spawn(async move {
+        while !member.core.recovered().await {}
+        member.reads.recovered.send_replace(true);
+    })
 }
 
 impl Member {
@@ -69,6 +84,30 @@ impl Member {
         } else {
             Err(Failure::NotLeader)
         }
+    }
+
+    /// Waits until this node has what it had before its last stop, and is no older than
+    /// `staleness_max`, where there is such a bound.
+    pub async fn confirm_local(&self, staleness_max: Option<Duration>) -> Result<(), Failure> {
+        let limit = self.options.commit_timeout;
+        let mut recovered = self.reads.recovered.subscribe();
+        let recovery = tokio::time::timeout(limit, recovered.wait_for(|done| *done));
+        if !matches!(recovery.await, Ok(Ok(_))) {
+            let what = "this node has just started and does not know yet what it had applied";
+            return Err(Failure::Stopped(what.to_owned()));
+        }
+        let Some(max) = staleness_max else { return Ok(()) };
+        let now = self.env.clock.monotonic();
+        if self.reads.fresh_at.lock().is_some_and(|at| now.saturating_sub(at) < max) {
+            return Ok(());
+        }
+        if self.leading_term().is_ok() {
+            self.confirm_by_quorum().await?;
+        } else {
+            self.confirm_by_leader().await?;
+        }
+        *self.reads.fresh_at.lock() = Some(now);
+        Ok(())
     }
 
     /// Whether the leader's lease still holds, so that no other node can lead.

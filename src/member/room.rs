@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rusqlite::ffi;
+use tokio::task::JoinHandle;
 
 use crate::sqlite::SqlError;
 
@@ -24,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Starts the task that looks.
-pub fn spawn_room_keeper(member: &Arc<Member>) {
+pub fn spawn_room_keeper(member: &Arc<Member>) -> JoinHandle<()> {
     let member = member.clone();
     tokio::spawn(async move {
         loop {
@@ -34,7 +35,7 @@ pub fn spawn_room_keeper(member: &Arc<Member>) {
             member.look_at_room();
             tokio::time::sleep(LOOK).await;
         }
-    });
+    })
 }
 
 impl Member {

@@ -40,8 +40,11 @@ pub enum ReadLevel {
     Linearizable,
     /// As of now if clocks drift within bounds: the leader's lease.
     Lease,
-    /// Whatever this node has applied.
-    Local,
+    /// Whatever this node has applied, perhaps bounded in age.
+    Local {
+        /// What is read was the newest at most so long ago.
+        staleness_max: Option<Duration>,
+    },
 }
 
 /// Refuses rows: for requests that expect none.
@@ -59,10 +62,12 @@ impl RowSink for NoRows {
 
 const ROWS_YIELDED: &str = "rows yielded when none expected for EXEC request";
 
+/// A statement with its parameters up to this size may run on the spot.
+const SMALL_BYTES_MAX: usize = 64 << 10;
+
 /// What the write executor gives back.
-struct Executed<S> {
+struct Executed {
     result: Result<Ran, SqlError>,
-    sink: S,
     debts: Debts,
     needs_own_connection: bool,
     consumed: usize,
@@ -256,34 +261,43 @@ impl Session {
         }
     }
 
-    /// On the write executor.
+    /// On the write executor's connection: at once where the slot is free, else in its turn.
     async fn run_write<S: RowSink + Send + 'static>(
         &mut self,
         sql: &str,
         params: Vec<Value>,
         cancel: &Cancel,
-        sink: S,
+        mut sink: S,
         debts: &mut Debts,
     ) -> (Result<Ran, Failure>, usize, Option<S>) {
-        if let Err(failure) = self.room().await {
+        if let Err(failure) = self.room(cancel).await {
             return (Err(failure), sql.len(), Some(sink));
         }
-        let (text, of, counters) = (sql.to_owned(), params.clone(), self.counters);
-        let (cancel_job, proposer) = (cancel.clone(), self.database.proposer());
-        let slot_for_sink = Arc::new(parking_lot::Mutex::new(Some(sink)));
-        let sink_of_job = slot_for_sink.clone();
-        let job = move |connection: &Connection| {
-            let sink = sink_of_job.lock().take()?;
-            let executed = execute(connection, &text, &of, &counters, &cancel_job, sink);
-            proposer.notify_one();
-            Some(executed)
+        let counters = self.counters;
+        let slot = self.database.slot();
+        let quick = if is_small(sql, &params) {
+            slot.run_at_once(|on| execute(on, sql, &params, &counters, cancel, &mut sink, true))
+        } else {
+            None
         };
-        let executed = match self.database.slot().run(self.busy_timeout, job).await {
-            Ok(Some(executed)) => executed,
-            Ok(None) => return (Err(Failure::NotLeader), sql.len(), None),
-            Err(failure) => return (Err(failure), sql.len(), slot_for_sink.lock().take()),
+        let executed = match quick.flatten() {
+            Some(executed) => {
+                self.database.wake_proposer();
+                executed
+            }
+            None => {
+                let (executed, back) = self.run_in_turn(sql, &params, cancel, sink).await;
+                match (executed, back) {
+                    (Ok(executed), Some(back)) => {
+                        sink = back;
+                        executed
+                    }
+                    (Err(failure), back) => return (Err(failure), sql.len(), back),
+                    (Ok(_), None) => return (Err(Failure::NotLeader), sql.len(), None),
+                }
+            }
         };
-        let Executed { result, sink, debts: made, needs_own_connection, consumed } = executed;
+        let Executed { result, debts: made, needs_own_connection, consumed } = executed;
         if needs_own_connection {
             return self.run_own(sql, params, cancel, sink, debts).await;
         }
@@ -292,6 +306,36 @@ impl Session {
             self.count(sql, ran);
         }
         (result.map_err(from_sql), consumed, Some(sink))
+    }
+
+    /// On the write executor's thread, when the session's turn has come.
+    async fn run_in_turn<S: RowSink + Send + 'static>(
+        &mut self,
+        sql: &str,
+        params: &[Value],
+        cancel: &Cancel,
+        sink: S,
+    ) -> (Result<Executed, Failure>, Option<S>) {
+        let (text, values, counters) = (sql.to_owned(), params.to_vec(), self.counters);
+        let (of_job, proposer) = (cancel.clone(), self.database.proposer());
+        // The sink comes back also when the job never runs.
+        let kept = Arc::new(parking_lot::Mutex::new(Some(sink)));
+        let lent = kept.clone();
+        let job = move |connection: &Connection| {
+            let mut sink = lent.lock().take()?;
+            let executed =
+                execute(connection, &text, &values, &counters, &of_job, &mut sink, false);
+            *lent.lock() = Some(sink);
+            proposer.notify_one();
+            executed
+        };
+        let executed = match self.database.slot().run(self.busy_timeout, cancel, job).await {
+            Ok(Some(executed)) => Ok(executed),
+            Ok(None) => Err(Failure::NotLeader),
+            Err(failure) => Err(failure),
+        };
+        let sink = kept.lock().take();
+        (executed, sink)
     }
 
     /// On a pooled reader, if it only reads.
@@ -350,7 +394,7 @@ impl Session {
         mut sink: S,
         debts: &mut Debts,
     ) -> (Result<Ran, Failure>, usize, Option<S>) {
-        let writes = match self.prepare_own(sql).await {
+        let writes = match self.prepare_own(sql, cancel).await {
             Ok(writes) => writes,
             Err(failure) => return (Err(failure), sql.len(), Some(sink)),
         };
@@ -393,7 +437,7 @@ impl Session {
 
     /// Pins the session and, where the statement will write, takes room and the write slot.
     /// Whether it will write.
-    async fn prepare_own(&mut self, sql: &str) -> Result<bool, Failure> {
+    async fn prepare_own(&mut self, sql: &str, cancel: &Cancel) -> Result<bool, Failure> {
         self.pin()?;
         let Some(own) = &self.own else { return Err(Failure::NotLeader) };
         let writes = begins_writing(sql) || {
@@ -404,8 +448,8 @@ impl Session {
             described.is_ok_and(|described| !described.readonly && !described.explain)
         };
         if writes && self.slot.is_none() {
-            self.room().await?;
-            let slot = self.database.slot().hold(self.busy_timeout).await?;
+            self.room(cancel).await?;
+            let slot = self.database.slot().hold(self.busy_timeout, cancel).await?;
             if let Some(own) = &self.own {
                 own.connection.link().allow_write(true);
             }
@@ -467,7 +511,7 @@ impl Session {
     }
 
     /// Waits for room in the run-ahead window.
-    async fn room(&mut self) -> Result<(), Failure> {
+    async fn room(&mut self, cancel: &Cancel) -> Result<(), Failure> {
         self.member.leading_term()?;
         self.member.check_room()?;
         let (store, options) = (self.database.store(), self.member.options());
@@ -479,8 +523,10 @@ impl Session {
             }
             let oldest = store.applied().version + 1;
             let waiting = store.wait_applied(oldest, store.epoch());
-            if tokio::time::timeout(self.busy_timeout, waiting.resolved()).await.is_err() {
-                return Err(Failure::Busy);
+            tokio::select! {
+                _ = waiting.resolved() => {}
+                () = cancel.cancelled() => return Err(Failure::Interrupted),
+                () = tokio::time::sleep(self.busy_timeout) => return Err(Failure::Busy),
             }
         }
     }
@@ -572,24 +618,40 @@ fn read_statement(
     if let Some(ran) = connection.run_quickly(statement, params, surplus, cancel, sink) {
         return ran;
     }
-    sink.begin(Delivery::Stream);
+    sink.begin(if executor.may_wait() { Delivery::Stream } else { Delivery::Hold });
     executor.in_place(|| connection.run(statement, params, surplus, cancel, sink))
 }
 
-/// The job of the write executor: the first statement of `sql`.
+/// Whether running a statement on the spot could only take long by its own steps.
+fn is_small(sql: &str, params: &[Value]) -> bool {
+    let bytes = params.iter().map(|value| match value {
+        Value::Text(bytes) | Value::Blob(bytes) => bytes.len(),
+        _ => 0,
+    });
+    sql.len() + bytes.sum::<usize>() <= SMALL_BYTES_MAX
+}
+
+/// The job of the write executor: the first statement of `sql`. `None` when it was to be `quick`
+/// and is not: then nothing has happened.
 fn execute<S: RowSink>(
     connection: &Connection,
     sql: &str,
     params: &[Value],
     counters: &Counters,
     cancel: &Cancel,
-    mut sink: S,
-) -> Executed<S> {
+    sink: &mut S,
+    quick: bool,
+) -> Option<Executed> {
     let consumed = connection.first_statement_bytes(sql);
     let statement = sql.get(..consumed).unwrap_or(sql);
+    let surplus = surplus(sql, consumed);
     connection.set_last_insert_rowid(counters.last_insert_rowid);
-    sink.begin(Delivery::Hold);
-    let result = connection.run(statement, params, surplus(sql, consumed), cancel, &mut sink);
+    let result = if quick {
+        connection.run_quickly(statement, params, surplus, cancel, sink)?
+    } else {
+        sink.begin(Delivery::Hold);
+        connection.run(statement, params, surplus, cancel, sink)
+    };
     let needs_own_connection = result.is_err() && connection.notes().needs_own_connection;
-    Executed { result, sink, debts: Debts::of(connection), needs_own_connection, consumed }
+    Some(Executed { result, debts: Debts::of(connection), needs_own_connection, consumed })
 }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::base::{Executor, Lane};
 use crate::pages::Store;
-use crate::sqlite::Connection;
+use crate::sqlite::{Cancel, Connection};
 
 use super::Failure;
 
@@ -29,7 +29,7 @@ const GIVEN_UP: u8 = 2;
 pub type Job = Box<dyn FnOnce(&Connection) + Send>;
 
 /// Makes the write executor's connection, anew after each rewind.
-pub type Connect = Box<dyn Fn() -> Option<Connection> + Send>;
+pub type Connect = Box<dyn Fn() -> Option<Connection> + Send + Sync>;
 
 enum Work {
     Job(Job),
@@ -50,6 +50,10 @@ struct SlotState {
 struct Shared {
     state: Mutex<SlotState>,
     lane: Mutex<Option<Lane>>,
+    store: Arc<Store>,
+    connect: Connect,
+    /// The executor's connection and its epoch; used by whoever holds the slot for a job.
+    warm: Mutex<Option<(u64, Connection)>>,
 }
 
 /// The write slot of one database, and its write executor.
@@ -91,49 +95,107 @@ impl Shared {
     fn release(&self) {
         self.state.lock().held = false;
     }
+
+    /// Runs `job` on the executor's connection, while the slot is held for it. `None` when there
+    /// is no connection to be had.
+    fn execute<T>(&self, job: impl FnOnce(&Connection) -> T) -> Option<T> {
+        let mut warm = self.warm.lock();
+        let epoch = self.store.epoch();
+        if warm.as_ref().is_some_and(|(of, _)| *of != epoch) {
+            // It may have seen versions that were dropped.
+            *warm = None;
+        }
+        if warm.is_none() {
+            *warm = (self.connect)().map(|connection| (epoch, connection));
+        }
+        let (_, connection) = warm.as_ref()?;
+        connection.link().allow_write(true);
+        let result = job(connection);
+        connection.roll_back();
+        connection.link().allow_write(false);
+        Some(result)
+    }
 }
 
 impl WriteSlot {
     /// A free slot; `connect` makes the executor's connection, good for one epoch of `store`.
     pub fn new(executor: Executor, store: Arc<Store>, connect: Connect) -> WriteSlot {
-        let shared = Arc::new(Shared { state: Mutex::default(), lane: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            lane: Mutex::new(None),
+            store,
+            connect,
+            warm: Mutex::new(None),
+        });
         let work = shared.clone();
-        let mut warm: Option<(u64, Connection)> = None;
         let lane = executor.lane("quire-write", move || {
             while let Some(ticket) = work.next() {
-                serve(&work, ticket, &store, &connect, &mut warm);
+                serve(&work, ticket);
             }
         });
         *shared.lane.lock() = Some(lane);
         WriteSlot { shared }
     }
 
-    fn enqueue(&self, work: Work) -> Arc<AtomicU8> {
-        let state = Arc::new(AtomicU8::new(WAITING));
-        self.shared.state.lock().queue.push_back(Ticket { state: state.clone(), work });
-        self.shared.poke();
-        state
+    /// Runs a short `job` at once, on the caller's thread, if the slot is free and nobody waits
+    /// for it: the way to the executor's thread and back would cost more than the job.
+    pub fn run_at_once<T>(&self, job: impl FnOnce(&Connection) -> T) -> Option<T> {
+        {
+            let mut state = self.shared.state.lock();
+            if state.held || !state.queue.is_empty() {
+                return None;
+            }
+            state.held = true;
+        }
+        let result = self.shared.execute(job);
+        let waiting = {
+            let mut state = self.shared.state.lock();
+            state.held = false;
+            !state.queue.is_empty()
+        };
+        if waiting {
+            self.shared.poke();
+        }
+        result
     }
 
-    /// Runs `job` on the write executor's connection, when its turn comes within `busy_timeout`.
+    /// Stands in line with `work`.
+    fn enqueue(&self, work: Work) -> Place {
+        let state = Arc::new(AtomicU8::new(WAITING));
+        let mut queue = self.shared.state.lock();
+        let first = !queue.held && queue.queue.is_empty();
+        queue.queue.push_back(Ticket { state: state.clone(), work });
+        drop(queue);
+        self.shared.poke();
+        Place { shared: self.shared.clone(), state, first }
+    }
+
+    /// Runs `job` on the write executor's connection, when its turn comes within `busy_timeout`
+    /// and before it is cancelled.
     pub async fn run<T: Send + 'static>(
         &self,
         busy_timeout: Duration,
+        cancel: &Cancel,
         job: impl FnOnce(&Connection) -> T + Send + 'static,
     ) -> Result<T, Failure> {
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.enqueue(Work::Job(Box::new(move |connection| {
+        let place = self.enqueue(Work::Job(Box::new(move |connection| {
             // A session that went away needs no answer.
             let _ = sender.send(job(connection));
         })));
-        turn(&ticket, busy_timeout, receiver).await
+        place.turn(busy_timeout, cancel, receiver).await
     }
 
-    /// Takes the slot for an interactive transaction, when its turn comes within `busy_timeout`.
-    pub async fn hold(&self, busy_timeout: Duration) -> Result<SlotGuard, Failure> {
+    /// Takes the slot for an interactive transaction, when its turn comes within `busy_timeout`
+    /// and before it is cancelled.
+    pub async fn hold(
+        &self,
+        busy_timeout: Duration,
+        cancel: &Cancel,
+    ) -> Result<SlotGuard, Failure> {
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.enqueue(Work::Hold(sender));
-        turn(&ticket, busy_timeout, receiver).await
+        let place = self.enqueue(Work::Hold(sender));
+        place.turn(busy_timeout, cancel, receiver).await
     }
 
     /// Ends the executor's lane.
@@ -145,34 +207,57 @@ impl WriteSlot {
     }
 }
 
-/// Waits for a ticket's turn, and then, without a limit of its own, for what comes of it.
-async fn turn<T>(
-    ticket: &AtomicU8,
-    busy_timeout: Duration,
-    mut receiver: oneshot::Receiver<T>,
-) -> Result<T, Failure> {
-    let outcome = match tokio::time::timeout(busy_timeout, &mut receiver).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            let waiting =
-                ticket.compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
-            if waiting.is_ok() {
-                return Err(Failure::Busy);
-            }
-            receiver.await
-        }
-    };
-    // The executor drops a ticket only when it cannot connect or the node stops.
-    outcome.map_err(|_| Failure::NotLeader)
+/// A ticket's place in the line.
+struct Place {
+    shared: Arc<Shared>,
+    state: Arc<AtomicU8>,
+    /// Nobody was before it: the slot is its own as soon as the executor looks.
+    first: bool,
 }
 
-fn serve(
-    shared: &Arc<Shared>,
-    ticket: Ticket,
-    store: &Store,
-    connect: &Connect,
-    warm: &mut Option<(u64, Connection)>,
-) {
+impl Place {
+    /// Waits for the ticket's turn, and then, without a limit of its own, for what comes of it.
+    async fn turn<T>(
+        self,
+        busy_timeout: Duration,
+        cancel: &Cancel,
+        mut receiver: oneshot::Receiver<T>,
+    ) -> Result<T, Failure> {
+        let patience = async {
+            if self.first {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(busy_timeout).await;
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut receiver => outcome,
+            () = cancel.cancelled() => match self.give_up() {
+                true => return Err(Failure::Interrupted),
+                false => receiver.await,
+            },
+            () = patience => match self.give_up() {
+                true => return Err(Failure::Busy),
+                false => receiver.await,
+            },
+        };
+        // The executor drops a ticket only when it cannot connect or the node stops.
+        outcome.map_err(|_| Failure::NotLeader)
+    }
+
+    /// Leaves the line. False when the turn has come meanwhile.
+    fn give_up(&self) -> bool {
+        let turn =
+            self.state.compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire);
+        if turn.is_ok() {
+            let mut state = self.shared.state.lock();
+            state.queue.retain(|ticket| !Arc::ptr_eq(&ticket.state, &self.state));
+        }
+        turn.is_ok()
+    }
+}
+
+fn serve(shared: &Arc<Shared>, ticket: Ticket) {
     let turn = ticket.state.compare_exchange(WAITING, STARTED, Ordering::AcqRel, Ordering::Acquire);
     if turn.is_err() {
         return shared.release();
@@ -183,20 +268,8 @@ fn serve(
             let _ = sender.send(SlotGuard { shared: shared.clone() });
         }
         Work::Job(job) => {
-            let epoch = store.epoch();
-            if warm.as_ref().is_some_and(|(of, _)| *of != epoch) {
-                // It may have seen versions that were dropped.
-                *warm = None;
-            }
-            if warm.is_none() {
-                *warm = connect().map(|connection| (epoch, connection));
-            }
-            if let Some((_, connection)) = warm {
-                connection.link().allow_write(true);
-                job(connection);
-                connection.roll_back();
-                connection.link().allow_write(false);
-            }
+            // Without a connection the job is dropped, and with it what its session waits on.
+            let _ = shared.execute(job);
             shared.release();
         }
     }

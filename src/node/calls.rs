@@ -134,8 +134,7 @@ async fn join(member: &Arc<Member>, body: &[u8]) -> Result<Bytes, Refusal> {
             return Ok(Bytes::from_static(&[DONE]));
         }
     }
-    member.core().add_learner(id, address).await.map_err(refuse)?;
-    member.core().promote(id).await.map_err(refuse)?;
+    member.core().add_voter(id, address).await.map_err(refuse)?;
     tracing::info!(node = id, address, "a node has joined and votes");
     Ok(Bytes::from_static(&[DONE]))
 }

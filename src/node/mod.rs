@@ -17,7 +17,7 @@ mod identity;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::base::{Env, NodeId};
@@ -125,7 +125,9 @@ impl Node {
         let lease = Arc::new(LeaseGuard::at_start(env.clock.clone(), &timeouts, fresh));
         let network =
             Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
-        let core = build(&stored, &timeouts, &network, &log, &catalog, &env).await?;
+        let disturbed = Arc::new(Notify::new());
+        let machine = Machine::new(catalog.clone(), env.executor, disturbed.clone());
+        let core = build(&stored, &timeouts, &network, &log, machine, &env).await?;
         let room = catalog.room().clone();
         let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
@@ -138,6 +140,7 @@ impl Node {
             catalog,
             space,
             options,
+            disturbed,
         );
         let hooks = Hooks::new(disk, stored.clone());
         hooks.attach(&member);
@@ -180,7 +183,7 @@ impl Node {
     pub async fn stop(self) {
         self.hand_over().await;
         self.stopping.send_replace(true);
-        self.member.core().stop().await;
+        self.member.stop().await;
         for task in self.tasks {
             task.abort();
         }
@@ -213,15 +216,7 @@ impl Node {
 
     /// Waits until the node cannot go on, and says why.
     pub async fn wait_fatal(&self) -> String {
-        let mut core = self.member.core().clone();
-        loop {
-            if let Some(why) = core.view().fatal {
-                return why;
-            }
-            if !core.changed().await {
-                return "consensus has ended".to_owned();
-            }
-        }
+        self.member.wait_fatal().await
     }
 }
 
@@ -326,12 +321,11 @@ async fn build(
     timeouts: &Timeouts,
     network: &Network,
     log: &Log,
-    catalog: &Arc<Catalog>,
+    machine: Machine,
     env: &Env,
 ) -> Result<Core, NodeError> {
     let config = raft_config(timeouts)
         .map_err(|error| NodeError::Configuration(format!("timeouts: {error}")))?;
-    let machine = Machine::new(catalog.clone(), env.executor);
     let store = LogStore::new(log.clone(), env.executor);
     let built = Raft::build(stored.id, Arc::new(config), network.clone(), store, machine).await;
     let raft = built.map_err(|error| NodeError::Failed(format!("consensus: {error}")))?;

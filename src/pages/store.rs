@@ -499,12 +499,19 @@ impl Store {
         self.state.lock().open
     }
 
-    /// Opens the slot in `term` unless it is open in it.
-    pub fn ensure_open(&self, term: u64) {
+    /// Opens the slot of a database that was created in `term`, the first time: nothing was ever
+    /// executed here that could have been dropped. Whether it is open in `term` now.
+    pub fn open_new(&self, term: u64) -> bool {
         let _permit = self.take_permit();
-        if self.state.lock().open != Some(term) {
+        let (open, epoch) = {
+            let state = self.state.lock();
+            (state.open, state.epoch)
+        };
+        if open.is_none() && epoch == 0 {
             self.rewind_locked(Some(term));
+            return true;
         }
+        open == Some(term)
     }
 
     /// With the permit held: drops what is above applied and begins a new epoch.

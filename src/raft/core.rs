@@ -4,6 +4,7 @@
 //! *Invariant*: `NotAppended` is said only of a command that is in no log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -11,13 +12,19 @@ use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ReadPolicy;
 use openraft::type_config::alias::{OneshotReceiverOf, WatchReceiverOf};
-use openraft::{ChangeMembers, Instant as _};
+use openraft::{ChangeMembers, Instant as _, ServerState};
 
 use crate::base::NodeId;
 use crate::log::LogId;
 
 use super::machine::Machine;
-use super::types::{Command, Metrics, Outcome, Peer, RaftOf, TypeConfig, WriteResult, log_id};
+use super::types::{
+    Command, Metrics, Outcome, Peer, RaftOf, ServerMetrics, TypeConfig, WriteResult, leading_term,
+    log_id,
+};
+
+/// One wait for recovery.
+const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// openraft's core over our state machine.
 pub type Raft = RaftOf<Machine>;
@@ -64,19 +71,30 @@ pub struct CoreView {
     pub fatal: Option<String>,
 }
 
+/// Whether this node leads. openraft's own `as_leader` goes by the saved vote alone, and so names
+/// a leader that was restarted as leader still.
+fn leads(server: &ServerMetrics) -> bool {
+    let ours = server.vote.committed && server.vote.leader_id.voted_for == server.id;
+    ours && server.state == ServerState::Leader
+}
+
 /// The core.
 #[derive(Clone)]
 pub struct Core {
     id: NodeId,
     raft: Raft,
     metrics: WatchReceiverOf<TypeConfig, Metrics>,
+    /// Changes with who leads and who is a member, not with every entry.
+    server: WatchReceiverOf<TypeConfig, ServerMetrics>,
+    /// One change of the membership at a time.
+    changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Core {
     /// Wraps a built core.
     pub fn new(id: NodeId, raft: Raft) -> Core {
-        let metrics = raft.metrics();
-        Core { id, raft, metrics }
+        let (metrics, server) = (raft.metrics(), raft.server_metrics());
+        Core { id, raft, metrics, server, changes: Arc::default() }
     }
 
     /// openraft's own handle, for the peers' doors.
@@ -111,7 +129,7 @@ impl Core {
     /// does not lead in it.
     pub fn quorum_age(&self, term: u64) -> Option<Duration> {
         let metrics = self.metrics.borrow_watched();
-        let leads = metrics.current_leader == Some(self.id) && metrics.current_term == term;
+        let leads = leading_term(&metrics) == Some(term);
         let acked = metrics.last_quorum_acked.as_ref()?;
         leads.then(|| acked.into_inner().elapsed())
     }
@@ -130,34 +148,37 @@ impl Core {
             .collect()
     }
 
-    /// Waits until the core's state changes. `false` when the core has ended.
+    /// Waits until somebody else leads, the term changes, or the membership. `false` when the core
+    /// has ended.
     pub async fn changed(&mut self) -> bool {
-        self.metrics.changed().await.is_ok()
+        self.server.changed().await.is_ok()
     }
 
     /// What the core says now.
     pub fn view(&self) -> CoreView {
-        let metrics = self.metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
+        let (applied, fatal) = {
+            let metrics = self.metrics.borrow_watched();
+            let applied = metrics.last_applied.as_ref().map(|id| id.index);
+            (applied, metrics.running_state.as_ref().err().map(ToString::to_string))
+        };
+        let server = self.server.borrow_watched();
+        let membership = server.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         let members: Vec<(NodeId, String, bool)> = membership
             .nodes()
             .map(|(id, peer)| (*id, peer.address.clone(), voters.contains(id)))
             .collect();
-        let leader = metrics.current_leader.and_then(|leader| {
-            members
-                .iter()
-                .find(|(id, _, _)| *id == leader)
-                .map(|(id, address, _)| (*id, address.clone()))
+        let leader = server.current_leader.and_then(|leader| {
+            let found = members.iter().find(|(id, _, _)| *id == leader);
+            found.map(|(id, address, _)| (*id, address.clone()))
         });
-        let committed = metrics.vote.committed && metrics.vote.leader_id.voted_for == self.id;
         CoreView {
-            term: metrics.current_term,
-            leads: committed && metrics.current_leader == Some(self.id),
+            term: server.vote.leader_id.term,
+            leads: leads(&server),
             leader,
             members,
-            applied: metrics.last_applied.as_ref().map(|id| id.index),
-            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+            applied,
+            fatal,
         }
     }
 
@@ -178,6 +199,12 @@ impl Core {
         wait.applied_index_at_least(Some(index), "a read waits for its index").await.is_ok()
     }
 
+    /// Waits a while for everything that was applied before the last stop to be applied again.
+    /// Whether it is.
+    pub async fn recovered(&self) -> bool {
+        self.raft.wait_for_recovery(Some(RECOVERY_WAIT)).await.is_ok()
+    }
+
     /// Makes this node the only member of a new cluster. Fine when it already is a member.
     pub async fn bootstrap(&self, address: &str) -> Result<(), String> {
         if self.raft.is_initialized().await.map_err(|error| error.to_string())? {
@@ -187,15 +214,12 @@ impl Core {
         self.raft.initialize(members).await.map_err(|error| error.to_string())
     }
 
-    /// Adds a member that does not vote, or changes its address, and waits until it has caught up.
-    pub async fn add_learner(&self, id: NodeId, address: &str) -> Result<(), String> {
+    /// Adds a member at `address`, waits until it has caught up, and lets it vote.
+    pub async fn add_voter(&self, id: NodeId, address: &str) -> Result<(), String> {
+        let _one_at_a_time = self.changes.lock().await;
         let peer = Peer { address: address.to_owned() };
         let added = self.raft.add_learner(id, peer, true).await;
-        added.map(|_| ()).map_err(|error| error.to_string())
-    }
-
-    /// Makes a member vote.
-    pub async fn promote(&self, id: NodeId) -> Result<(), String> {
+        added.map_err(|error| error.to_string())?;
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
         let changed = self.raft.change_membership(change, true).await;
         changed.map(|_| ()).map_err(|error| error.to_string())

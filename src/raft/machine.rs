@@ -15,6 +15,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::Notify;
 
 use crate::base::Executor;
 use crate::codec::Reader;
@@ -22,7 +23,7 @@ use crate::log::LogId;
 use crate::pages::catalog::Applied as AppliedState;
 use crate::pages::delta::DeltaHeader;
 use crate::pages::store::{ApplyOutcome, Place};
-use crate::pages::{Catalog, PagesError, Part};
+use crate::pages::{Catalog, PagesError, Part, Store};
 
 use super::command::{Decoded, decode};
 use super::fields;
@@ -41,16 +42,18 @@ const QUICK_BYTES_MAX: usize = 64 << 10;
 pub struct Machine {
     catalog: Arc<Catalog>,
     executor: Executor,
+    /// Told when a delta from elsewhere has closed a write slot of this node.
+    disturbed: Arc<Notify>,
 }
 
 impl Machine {
     /// Over the databases of `catalog`.
-    pub fn new(catalog: Arc<Catalog>, executor: Executor) -> Machine {
-        Machine { catalog, executor }
+    pub fn new(catalog: Arc<Catalog>, executor: Executor, disturbed: Arc<Notify>) -> Machine {
+        Machine { catalog, executor, disturbed }
     }
 
     /// Applies one entry.
-    fn apply_entry(&self, entry: &RaftEntry) -> io::Result<Applied> {
+    pub(super) fn apply_entry(&self, entry: &RaftEntry) -> io::Result<Applied> {
         let id = log_id(&entry.log_id());
         let mut applied = self.catalog.applied();
         self.end_other_terms(&applied, id);
@@ -120,7 +123,7 @@ impl Machine {
             // A replay meets what the base holds already: it is not looked at.
             return Ok(Outcome::Applied);
         }
-        outcome_of(store.apply(&header, bytes, place))
+        self.applied_to(&store, || store.apply(&header, bytes, place))
     }
 
     fn apply_part(
@@ -133,7 +136,20 @@ impl Machine {
         if place <= store.place() {
             return Ok(Outcome::Applied);
         }
-        outcome_of(store.apply_part(part, place, before))
+        self.applied_to(&store, || store.apply_part(part, place, before))
+    }
+
+    fn applied_to(
+        &self,
+        store: &Store,
+        apply: impl FnOnce() -> Result<ApplyOutcome, PagesError>,
+    ) -> io::Result<Outcome> {
+        let open_before = store.open_term();
+        let applied = apply();
+        if store.open_term() != open_before {
+            self.disturbed.notify_one();
+        }
+        outcome_of(applied)
     }
 }
 

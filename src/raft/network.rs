@@ -145,7 +145,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             peer.address.clone(),
             known.room_bytes.clone(),
         );
-        PeerClient { shared: self.shared.clone(), target, known, append }
+        PeerClient { shared: self.shared.clone(), target, known, append, failures: 0 }
     }
 }
 
@@ -155,6 +155,14 @@ pub struct PeerClient {
     target: NodeId,
     known: Known,
     append: AppendClient,
+    /// Replication streams that did not begin, since one did.
+    failures: usize,
+}
+
+/// The pause after a replication stream did not begin, when so many did not before it.
+fn pause_after(failures: usize) -> Duration {
+    let last = PAUSES_MS[PAUSES_MS.len() - 1];
+    Duration::from_millis(PAUSES_MS.get(failures).copied().unwrap_or(last))
 }
 
 fn unreachable(error: impl ToString) -> Unreachable<TypeConfig> {
@@ -220,8 +228,19 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let answers = self.append.session(input).await.map_err(append_error)?;
-            Ok(answers.map(|answer| answer.map_err(append_error)).boxed())
+            let failures = self.failures;
+            match self.append.session(input).await {
+                Ok(answers) => {
+                    self.failures = 0;
+                    Ok(answers.map(|answer| answer.map_err(append_error)).boxed())
+                }
+                Err(error) => {
+                    // openraft's own pause is in the stream of requests, which nobody has read.
+                    self.failures = failures.saturating_add(1);
+                    tokio::time::sleep(pause_after(failures)).await;
+                    Err(append_error(error))
+                }
+            }
         })
     }
 

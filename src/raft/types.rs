@@ -103,6 +103,8 @@ pub type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
 pub type Snapshot = SnapshotOf<TypeConfig, SnapshotHandle>;
 /// The watched state of the core.
 pub type Metrics = openraft::RaftMetrics<TypeConfig>;
+/// The part of it that does not change with every entry.
+pub type ServerMetrics = openraft::metrics::RaftServerMetrics<TypeConfig>;
 /// The log as openraft's start-up reads it.
 pub type RaftLogState = openraft::LogState<TypeConfig>;
 /// A request to append entries.

@@ -11,6 +11,7 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::raft::connection::PeerStream;
 use crate::sqlite::Cancel;
@@ -85,16 +86,21 @@ async fn converse(
     client: &mut Client,
     mut stopping: watch::Receiver<bool>,
 ) -> io::Result<()> {
+    // When the last statement ended: what else a client asks does not make it less idle.
+    let mut idle_since = Instant::now();
     loop {
         socket.take_frames()?;
+        let idle_until = client.idle_max().map(|max| idle_since + max);
+        if idle_until.is_some_and(|until| until <= Instant::now()) {
+            client.expire();
+        }
         let Some(frame) = socket.ahead.pop_front() else {
             if socket.ended {
                 return Ok(());
             }
-            let idle_max = client.idle_max();
             tokio::select! {
                 read = socket.read_more() => read?,
-                () = sleep_some(idle_max) => client.expire(),
+                () = sleep_until_some(idle_until) => {}
                 _ = stopping.wait_for(|stop| *stop) => return Ok(()),
             }
             continue;
@@ -105,13 +111,14 @@ async fn converse(
             continue;
         }
         run(socket, client, frame).await?;
+        idle_since = Instant::now();
     }
 }
 
-/// Waits for a time, or for ever.
-async fn sleep_some(time: Option<std::time::Duration>) {
+/// Waits until a time, or for ever.
+async fn sleep_until_some(time: Option<Instant>) {
     match time {
-        Some(time) => tokio::time::sleep(time).await,
+        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }
@@ -119,6 +126,24 @@ async fn sleep_some(time: Option<std::time::Duration>) {
 /// Runs a request that may take long in a task of its own, and minds the socket meanwhile.
 async fn run(socket: &mut Socket, client: &mut Client, frame: Frame) -> io::Result<()> {
     let cancel = Cancel::default();
+    let done = mind(socket, client, frame, &cancel).await;
+    // A client that went away is not waited for by what it had asked for.
+    cancel.cancel();
+    match done? {
+        Reply::Message(message) => socket.write.write_all(&message).await,
+        // The Empty that answers the Interrupt is the end of the query too.
+        Reply::Interrupted => Ok(()),
+        Reply::Close(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+    }
+}
+
+/// Passes the rows on, and the client's wish to stop, until there is a reply.
+async fn mind(
+    socket: &mut Socket,
+    client: &mut Client,
+    frame: Frame,
+    cancel: &Cancel,
+) -> io::Result<Reply> {
     let (parts, mut rows) = mpsc::channel(PARTS_AHEAD_MAX);
     let mut task = client.start(frame, cancel.clone(), parts);
     let mut open = true;
@@ -143,10 +168,5 @@ async fn run(socket: &mut Socket, client: &mut Client, frame: Frame) -> io::Resu
     while let Ok(part) = rows.try_recv() {
         socket.write.write_all(&part).await?;
     }
-    match reply {
-        Reply::Message(message) => socket.write.write_all(&message).await,
-        // The Empty that answers the Interrupt is the end of the query too.
-        Reply::Interrupted => Ok(()),
-        Reply::Close(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
-    }
+    Ok(reply)
 }

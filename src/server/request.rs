@@ -136,7 +136,9 @@ impl Client {
                 let version = wire::EXTENSION_VERSION;
                 Response::HelloOk { version, node: self.member.id() }
             }
-            Request::ReadLevel { level, .. } => self.read_level(level),
+            Request::ReadLevel { level, max_staleness_ms } => {
+                self.read_level(level, max_staleness_ms)
+            }
             Request::Databases => {
                 let names = self.member.catalog().all();
                 let names = names.iter().map(|store| Text::from(store.name().as_str())).collect();
@@ -179,11 +181,14 @@ impl Client {
         Response::Nodes { nodes: nodes.collect() }
     }
 
-    fn read_level(&mut self, level: u64) -> Response {
+    fn read_level(&mut self, level: u64, max_staleness_ms: u64) -> Response {
         self.level = match request::ReadLevel::from_code(level) {
             Some(request::ReadLevel::Linearizable) => ReadLevel::Linearizable,
             Some(request::ReadLevel::Lease) => ReadLevel::Lease,
-            Some(request::ReadLevel::Local) => ReadLevel::Local,
+            Some(request::ReadLevel::Local) => {
+                let bound = Duration::from_millis(max_staleness_ms);
+                ReadLevel::Local { staleness_max: (!bound.is_zero()).then_some(bound) }
+            }
             None => return failure(code::ERROR, "unknown read level"),
         };
         if let Some(open) = &mut self.open {

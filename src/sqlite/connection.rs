@@ -9,8 +9,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::task::Poll;
 
 use futures::future::BoxFuture;
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::functions::FunctionFlags;
@@ -107,17 +109,35 @@ impl From<rusqlite::Error> for SqlError {
 
 /// Asks a running statement to stop. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Cancelled>);
+
+#[derive(Debug, Default)]
+struct Cancelled {
+    asked: AtomicBool,
+    /// Who waits for it: a statement waits in one place at a time.
+    waiting: AtomicWaker,
+}
 
 impl Cancel {
-    /// Stops the statement at the progress handler's next look; too late once it commits.
+    /// Stops the statement at the progress handler's next look, or where it waits for its turn;
+    /// too late once it commits.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.asked.store(true, Ordering::Release);
+        self.0.waiting.wake();
     }
 
     /// Whether somebody asked.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.asked.load(Ordering::Acquire)
+    }
+
+    /// Waits until somebody asks. One future of it at a time is woken.
+    pub async fn cancelled(&self) {
+        std::future::poll_fn(|context| {
+            self.0.waiting.register(context.waker());
+            if self.is_cancelled() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 
@@ -398,14 +418,20 @@ impl Connection {
             let prepared = self.prepare(sql);
             let needs_own_connection = self.guard.notes().needs_own_connection;
             match prepared {
-                Ok(statement) => Ok(Described {
-                    readonly: statement.readonly(),
-                    explain: statement.is_explain() != 0,
-                    parameters: statement.parameter_count(),
-                    columns: statement.column_count(),
-                    needs_own_connection,
-                }),
-                Err(error) if error.code == ffi::SQLITE_AUTH && needs_own_connection => {
+                Ok(statement) => {
+                    let described = Described {
+                        readonly: statement.readonly(),
+                        explain: statement.is_explain() != 0,
+                        parameters: statement.parameter_count(),
+                        columns: statement.column_count(),
+                        needs_own_connection,
+                    };
+                    self.keep(statement);
+                    Ok(described)
+                }
+                // A function that is refused has SQLITE_ERROR, everything else SQLITE_AUTH. If
+                // more is wrong with the statement, the session's own connection says so.
+                Err(_) if self.guard.is_shared() && needs_own_connection => {
                     Ok(Described { needs_own_connection, ..Described::default() })
                 }
                 Err(error) => Err(self.explain(error)),
@@ -433,7 +459,7 @@ impl Connection {
         ran.map_err(|error| self.explain(error))
     }
 
-    /// As [`Connection::run`] for a statement that reads, given up after a bounded number of
+    /// As [`Connection::run`] outside of a transaction that wrote, given up after a bounded number of
     /// steps, or when its rows exceed one batch: `None`, and nothing has happened.
     pub fn run_quickly(
         &self,
@@ -462,6 +488,27 @@ impl Connection {
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
         let mut statement = self.prepare(sql)?;
+        let ran = self.run_prepared(&mut statement, params, surplus, sink);
+        self.keep(statement);
+        ran
+    }
+
+    /// Keeps a prepared statement for the next time, unless its preparing told something of the
+    /// session ([`Notes`]) that must be told then, too: a cached one is not asked about.
+    fn keep(&self, statement: CachedStatement<'_>) {
+        let notes = self.guard.notes();
+        if notes.keeps_connection || notes.busy_timeout_ms.is_some() {
+            statement.discard();
+        }
+    }
+
+    fn run_prepared(
+        &self,
+        statement: &mut CachedStatement<'_>,
+        params: &[Value],
+        surplus: Surplus,
+        sink: &mut dyn RowSink,
+    ) -> Result<Ran, SqlError> {
         let parameters = statement.parameter_count();
         if surplus == Surplus::Refused && params.len() > parameters {
             return Err(SqlError::new(ffi::SQLITE_ERROR, "bind parameters"));
@@ -471,11 +518,8 @@ impl Connection {
         }
         let before = self.raw.total_changes();
         let returning = statement.column_count() > 0 && !statement.readonly();
-        let stepped = if returning {
-            self.step_undoing(&mut statement, sink)
-        } else {
-            step_all(&mut statement, sink)
-        };
+        let stepped =
+            if returning { self.step_undoing(statement, sink) } else { step_all(statement, sink) };
         let (columns, rows) = stepped?;
         Ok(Ran {
             last_insert_rowid: self.raw.last_insert_rowid(),
@@ -532,6 +576,8 @@ impl Connection {
             error.message = cause.to_string();
         }
         if let Some(what) = self.guard.notes().denied {
+            // SQLite has another code and text for functions.
+            (error.code, error.message) = (ffi::SQLITE_AUTH, "not authorized".to_owned());
             tracing::warn!(database = %self.link.store().name(), refused = %what,
                 "a statement was refused: not authorized");
         }
@@ -540,26 +586,45 @@ impl Connection {
 }
 
 /// Steps a statement to its end; its columns and rows.
+///
+/// The columns are those after the first step: it prepares the statement again, with other
+/// columns perhaps, where the schema has changed.
 fn step_all(
     statement: &mut CachedStatement<'_>,
     sink: &mut dyn RowSink,
 ) -> Result<(usize, u64), SqlError> {
-    let columns = statement.column_count();
-    if columns > 0 {
-        let raw: Vec<rusqlite::Column<'_>> = statement.columns().collect();
+    let mut columns = None;
+    let mut count = 0;
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next()? {
+        let columns = match columns {
+            Some(columns) => columns,
+            None => *columns.insert(tell_columns(row.as_ref(), sink)?),
+        };
+        let values: smallvec::SmallVec<[ValueRef<'_>; 16]> =
+            (0..columns).map(|column| row.get_ref(column)).collect::<Result<_, _>>()?;
+        sink.row(&values)?;
+        count += 1;
+    }
+    drop(rows);
+    match columns {
+        Some(columns) => Ok((columns, count)),
+        None => Ok((tell_columns(statement, sink)?, count)),
+    }
+}
+
+/// Tells the sink about the columns, if there are any; how many.
+fn tell_columns(
+    statement: &rusqlite::Statement<'_>,
+    sink: &mut dyn RowSink,
+) -> Result<usize, SqlError> {
+    let raw: Vec<rusqlite::Column<'_>> = statement.columns().collect();
+    if !raw.is_empty() {
         let described: Vec<Column<'_>> = raw
             .iter()
             .map(|column| Column { name: column.name(), declared: column.decl_type() })
             .collect();
         sink.columns(&described)?;
     }
-    let mut count = 0;
-    let mut rows = statement.raw_query();
-    while let Some(row) = rows.next()? {
-        let values: smallvec::SmallVec<[ValueRef<'_>; 16]> =
-            (0..columns).map(|column| row.get_ref(column)).collect::<Result<_, _>>()?;
-        sink.row(&values)?;
-        count += 1;
-    }
-    Ok((columns, count))
+    Ok(raw.len())
 }

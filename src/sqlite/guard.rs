@@ -179,6 +179,11 @@ impl Guard {
         Guard { notes: Arc::default(), shared, internal: Arc::default() }
     }
 
+    /// Whether sessions share the connection.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     /// Forgets the notes before a statement is prepared.
     pub fn begin(&self) {
         *self.notes.lock() = Notes::default();

@@ -529,7 +529,9 @@ unsafe extern "C" fn x_file_control(
         match operation {
             ffi::SQLITE_FCNTL_SYNC => main.freeze(),
             ffi::SQLITE_FCNTL_COMMIT_PHASETWO => {
-                main.publish();
+                if catch_unwind(AssertUnwindSafe(|| main.publish())).is_err() {
+                    main.link.stop_node("a panic while a transaction was published");
+                }
                 Ok(())
             }
             _ => Err(ffi::SQLITE_NOTFOUND),

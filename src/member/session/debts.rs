@@ -94,7 +94,7 @@ async fn resolve(store: &Store, waiting: Waiting, limit: Duration) -> Option<Res
 /// What a read level asks of this node now.
 pub async fn check_level(member: &Arc<Member>, level: ReadLevel) -> Result<(), Failure> {
     match level {
-        ReadLevel::Local => Ok(()),
+        ReadLevel::Local { staleness_max } => member.confirm_local(staleness_max).await,
         ReadLevel::Lease if member.lease_holds() => Ok(()),
         ReadLevel::Lease | ReadLevel::Linearizable => member.confirm_by_quorum().await.map(|_| ()),
     }
