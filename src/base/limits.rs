@@ -68,6 +68,19 @@ pub const PRESERVED_BYTES_MAX: u64 = 1 << 30;
 /// a checkpoint (a number, a place in a file, a hash, and the maps around them).
 pub const PAGE_BOOKKEEPING_BYTES: usize = 320;
 
+/// What a node's anonymous memory comes to beside page images: the log's cache and its groups,
+/// frames to and from peers, SQLite's caches, stacks, and what the allocator has not given back.
+pub const MEMORY_FIXED_BYTES_MAX: u64 = 192 << 20;
+
+/// What a node's anonymous memory stays below while `databases` databases are written and the
+/// largest transactions on their way change `pages` pages together. Their size in bytes does not
+/// come into it: their pages and their deltas are in files, and of their parts only
+/// [`PARTS_IN_FLIGHT_MAX`] are on their way.
+pub const fn memory_bytes_max(databases: u64, pages: u64) -> u64 {
+    let images = (OVERLAY_HEAP_BYTES_MAX + TRANSACTION_HEAP_BYTES_MAX) as u64;
+    MEMORY_FIXED_BYTES_MAX + databases * images + pages * PAGE_BOOKKEEPING_BYTES as u64
+}
+
 const _: () = assert!(PART_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < LOG_SEGMENT_BYTES as usize / 2);
 

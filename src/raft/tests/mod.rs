@@ -2,6 +2,7 @@
 //! clusters in this process over real connections.
 
 mod cluster;
+mod parts;
 mod suite;
 mod toy;
 mod wires;
