@@ -1,4 +1,5 @@
-//! When the node folds what is applied into its base files, and what the log may forget then.
+//! When the node folds what is applied into its base files, what the log may forget then, and that
+//! a node at rest gives back the memory it does not use.
 //!
 //! *Invariant*: a checkpoint that fails is tried again, and said once.
 
@@ -10,6 +11,7 @@ use tokio::sync::watch;
 use crate::base::limits;
 use crate::log::Log;
 use crate::member::Member;
+use crate::sqlite::give_back_memory;
 
 use super::config::Limits;
 
@@ -31,7 +33,7 @@ pub async fn keep(
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut seen = (None, Duration::ZERO);
-    let mut failed = false;
+    let (mut failed, mut rested) = (false, true);
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
@@ -41,10 +43,15 @@ pub async fn keep(
         let now = member.env().clock.monotonic();
         if seen.0 != applied {
             seen = (applied, now);
+            rested = false;
         }
         let idle = now.saturating_sub(seen.1) > IDLE;
         let short = member.catalog().room().is_short();
         if applied == member.catalog().recorded().last && !short {
+            if idle && !rested {
+                member.env().executor.blocking(give_back_memory).await;
+                rested = true;
+            }
             continue;
         }
         if !idle && !short && !is_due(&member, &log, &limits) {
