@@ -11,9 +11,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         Config { data_dir, address: address.clone(), bootstrap: true, ..Config::default() };
     let node = Node::start(config).await?;
     let notes = Client::new([address], Options::default())?.database("notes");
-    notes.execute("CREATE TABLE IF NOT EXISTS note(text TEXT)", &[]).await?;
-    notes.execute("INSERT INTO note VALUES ('replicated')", &[]).await?;
-    println!("{:?}", notes.query("SELECT * FROM note", &[]).await?.rows);
+    notes.execute("CREATE TABLE IF NOT EXISTS note(text TEXT)", vec![]).await?;
+    notes.execute("INSERT INTO note VALUES ('replicated')", vec![]).await?;
+    println!("{:?}", notes.query("SELECT * FROM note", vec![]).await?.rows);
     node.stop().await;
     Ok(())
 }

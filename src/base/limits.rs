@@ -60,8 +60,8 @@ pub const OVERLAY_HEAP_BYTES_MAX: usize = 128 << 20;
 /// Pages and deltas of large transactions in files, over all databases.
 pub const SPILL_BYTES_MAX: u64 = 16 << 30;
 
-/// Old page images kept in a file for readers below a checkpoint; beyond it the oldest readers
-/// are told that their snapshot is too old.
+/// Old page images kept in files for readers below the base, over all checkpoints; beyond it those
+/// readers are told that their snapshot is too old.
 pub const PRESERVED_BYTES_MAX: u64 = 1 << 30;
 
 /// What is kept in memory of each page of a transaction while it runs, replicates and waits for

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::base::{DeltaId, limits};
-use crate::pages::store::{Load, Outgoing};
+use crate::pages::store::Outgoing;
 use crate::pages::{Part, Store};
 use crate::raft::command::{self, DELTA_OVERHEAD_BYTES};
 use crate::raft::{Command, WriteFailure, core::Written};
@@ -111,12 +111,12 @@ impl Proposer {
         store: &Arc<Store>,
         first: Outgoing,
     ) -> (std::io::Result<Command>, Vec<DeltaId>) {
-        match first.load {
-            Load::Whole(bytes) => {
-                let (bytes, ids) = gather(store, first.id, bytes);
+        match first.part {
+            None => {
+                let (bytes, ids) = gather(store, first);
                 (Ok(command::deltas(&bytes)), ids)
             }
-            Load::Part(parts, number) => {
+            Some((parts, number)) => {
                 let read = self.member.env.executor.in_place(|| parts.read(number));
                 let command = read.map(|bytes| {
                     let (database, last) = (store.id(), number + 1 == parts.count());
@@ -145,16 +145,16 @@ impl Proposer {
 }
 
 /// As many deltas as one entry takes.
-fn gather(store: &Arc<Store>, id: DeltaId, first: Bytes) -> (Vec<Bytes>, Vec<DeltaId>) {
-    let mut size = first.len() + DELTA_OVERHEAD_BYTES;
-    let (mut bytes, mut ids) = (vec![first], vec![id]);
+fn gather(store: &Arc<Store>, first: Outgoing) -> (Vec<Bytes>, Vec<DeltaId>) {
+    let mut size = first.bytes.len() + DELTA_OVERHEAD_BYTES;
+    let (mut bytes, mut ids) = (vec![first.bytes], vec![first.id]);
     while size < GATHERED_BYTES
         && !store.next_is_part()
-        && let Some(Outgoing { id, load: Load::Whole(next) }) = store.take_outgoing()
+        && let Some(next) = store.take_outgoing()
     {
-        size += next.len() + DELTA_OVERHEAD_BYTES;
-        bytes.push(next);
-        ids.push(id);
+        size += next.bytes.len() + DELTA_OVERHEAD_BYTES;
+        bytes.push(next.bytes);
+        ids.push(next.id);
     }
     (bytes, ids)
 }

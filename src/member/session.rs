@@ -553,7 +553,7 @@ impl Session {
     /// The session's counters after a statement that ran.
     fn count(&mut self, sql: &str, ran: &Ran) {
         self.counters.last_insert_rowid = ran.last_insert_rowid;
-        if route::counts_changes(sql) {
+        if text::counts_changes(sql) {
             self.counters.changes = ran.changes;
             self.counters.total_changes += ran.total_changes;
         }

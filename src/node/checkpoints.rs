@@ -74,7 +74,7 @@ pub async fn keep(
 }
 
 fn is_due(member: &Member, log: &Log, limits: &Limits) -> bool {
-    let (heap, spilled) = member.catalog().overlay_bytes();
+    let (heap, spilled) = member.catalog().overlay_held();
     let from = member.catalog().recorded().last.map_or(0, |last| last.index + 1);
     heap > limits.overlay_bytes
         || spilled > SPILLED_BYTES_MAX

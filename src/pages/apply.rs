@@ -20,7 +20,7 @@ use super::delta::{ChangedPage, DeltaHeader};
 use super::encoded::{Encoded, Parts};
 use super::page::{Image, PageNo, page_hash};
 use super::spill::Spill;
-use super::store::{ApplyOutcome, Place, Point, State, Store};
+use super::store::{APPLIED, ApplyOutcome, Place, Point, State, Store};
 
 /// One part of a delta, as an entry carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,14 +82,35 @@ impl Store {
             return Ok(ApplyOutcome::Applied);
         }
         self.rewind();
-        let mut patch = self.begin_patch(header, limits::TRANSACTION_HEAP_BYTES_MAX)?;
-        self.patch(&mut patch, bytes.get(DeltaHeader::BYTES..).unwrap_or_default())?;
-        self.finish_patch(patch, place)?;
+        let patched = || -> Result<(), PagesError> {
+            let mut patch = self.begin_patch(header, limits::TRANSACTION_HEAP_BYTES_MAX)?;
+            self.patch(&mut patch, bytes.get(DeltaHeader::BYTES..).unwrap_or_default())?;
+            self.finish_patch(patch, place)
+        };
+        patched().map_err(|error| self.left_behind(error))?;
         Ok(ApplyOutcome::Applied)
+    }
+
+    /// Applied stays behind after a failure: what follows must be skipped, not refused by the
+    /// fence.
+    fn left_behind(&self, error: PagesError) -> PagesError {
+        match error {
+            PagesError::Io(error) => self.set_damaged(format!("cannot apply a delta: {error}")),
+            other => other,
+        }
     }
 
     /// Applies one part of a committed delta. `before` is what was applied before its entry.
     pub fn apply_part(
+        &self,
+        part: &Part<'_>,
+        place: Place,
+        before: &Applied,
+    ) -> Result<ApplyOutcome, PagesError> {
+        self.stage_part(part, place, before).map_err(|error| self.left_behind(error))
+    }
+
+    fn stage_part(
         &self,
         part: &Part<'_>,
         place: Place,
@@ -233,9 +254,9 @@ impl Store {
             }
             if page <= patch.before.page_count {
                 patch.digest ^= if changed.is_whole() {
-                    self.hash_of(page, patch.before.version)?
+                    self.hash_of(page, patch.before.version, APPLIED)?
                 } else {
-                    self.read_page(page, patch.before.version, &mut content)?
+                    self.read_page(page, patch.before.version, APPLIED, &mut content)?
                 };
             } else {
                 content.fill(0);
@@ -256,7 +277,7 @@ impl Store {
             return Err(self.set_damaged(format!("a committed delta has {found} pages")));
         }
         for page in header.page_count.saturating_add(1)..=before.page_count {
-            digest ^= self.hash_of(page, before.version)?;
+            digest ^= self.hash_of(page, before.version, APPLIED)?;
         }
         if digest != header.digest_after {
             return Err(self.set_damaged(format!(

@@ -80,15 +80,6 @@ impl BaseFile {
         }
     }
 
-    /// The hashes of `count` pages from `first` on, as far as there are any.
-    pub fn hashes(&self, first: PageNo, count: usize) -> io::Result<Vec<u128>> {
-        let mut bytes = vec![0; count * HASH_BYTES as usize];
-        let got = self.sums.read_at(&mut bytes, (u64::from(first) - 1) * HASH_BYTES)?;
-        bytes.truncate(got);
-        let (hashes, _) = bytes.as_chunks::<{ HASH_BYTES as usize }>();
-        Ok(hashes.iter().map(|hash| u128::from_le_bytes(*hash)).collect())
-    }
-
     /// Reserves room for `page_count` pages, so that copying cannot meet a full disk. Never
     /// shrinks.
     pub fn allocate(&self, page_count: u32) -> io::Result<()> {

@@ -133,8 +133,8 @@ impl Catalog {
     }
 
     /// Bytes of page images above the bases, over all databases: in memory, and in files.
-    pub fn overlay_bytes(&self) -> (u64, u64) {
-        let of_each = self.all().into_iter().map(|store| store.overlay_bytes());
+    pub fn overlay_held(&self) -> (u64, u64) {
+        let of_each = self.all().into_iter().map(|store| store.overlay_held());
         of_each.fold((0, 0), |sum, store| (sum.0 + store.0, sum.1 + store.1))
     }
 
@@ -155,7 +155,7 @@ impl Catalog {
     /// What a checkpoint of all that is not in the bases yet would need at most: its file, and
     /// the growth of the bases.
     fn checkpoint_bytes(&self) -> u64 {
-        let (heap, _) = self.overlay_bytes();
+        let (heap, _) = self.overlay_held();
         let growth: u64 = self.all().iter().map(|store| store.growth_bytes()).sum();
         heap + self.spill.used_bytes() + growth
     }

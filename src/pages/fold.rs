@@ -97,15 +97,18 @@ impl Store {
             let _ = self.disk.remove(&temporary_path(self.name().as_str()));
             return Err(error);
         }
-        self.base.lock(SqliteLock::Reserved)?;
         let copied = self.copy_into_base(&target.folded, base_before, &pages);
-        self.base.lock(SqliteLock::Unlocked)?;
+        self.base.lock(SqliteLock::Reserved)?;
         copied?;
         Ok(target.folded)
     }
 
-    /// Step 6, once the checkpoint record is durable.
+    /// Step 6, once the checkpoint record is durable. A base that was left half copied needs the
+    /// file still.
     pub(super) fn forget_ckpt(&self) -> io::Result<()> {
+        if self.half_copied.load(Ordering::Acquire) {
+            return Ok(());
+        }
         match self.disk.remove(&ckpt_path(self.name().as_str())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -153,6 +156,7 @@ impl Store {
         self.base.lock(SqliteLock::Exclusive)?;
         self.fold_count.fetch_add(1, Ordering::AcqRel);
         let mut buffer = vec![0; self.page_size()];
+        self.half_copied.store(true, Ordering::Release);
         let written = pages
             .iter()
             .try_for_each(|(page, image)| {
@@ -164,7 +168,8 @@ impl Store {
             let mut state = self.state.lock();
             (state.base, state.base_place) = (point, folded.place);
             let keep = state.keep();
-            overlay.folded(point.version, &keep);
+            overlay.folded(point.version, point.page_count, &keep);
+            self.half_copied.store(false, Ordering::Release);
         }
         self.fold_count.fetch_add(1, Ordering::AcqRel);
         Ok(written?)
@@ -181,28 +186,36 @@ impl Store {
         let mut readers = self.readers_below(point.version);
         let cut_off = point.page_count + 1..=base_before.page_count;
         let overwritten = pages.iter().map(|(page, _)| *page);
-        let mut kept_bytes = 0;
+        let mut kept_bytes = (self.overlay.read().len_below_base() * self.page_size()) as u64;
         let mut spill = Spill::unbounded(self.spill(), 0);
         let mut content = vec![0; self.page_size()];
         for page in overwritten.chain(cut_off).filter(|page| *page <= base_before.page_count) {
-            if kept_bytes > limits::PRESERVED_BYTES_MAX && !readers.is_empty() {
+            if readers.is_empty() {
+                return Ok(());
+            }
+            if kept_bytes > limits::PRESERVED_BYTES_MAX {
                 tracing::warn!(database = %self.name(), oldest_version = readers[0],
                     "readers are too far behind a checkpoint; their snapshots are given up");
-                self.oldest_readable.fetch_max(point.version, Ordering::AcqRel);
-                self.overlay.write().evict_below(point.version);
+                self.give_up_below(point.version);
                 readers.clear();
+                continue;
             }
-            let needed_by = {
-                let overlay = self.overlay.read();
-                readers.iter().copied().find(|version| overlay.reads_base(page, *version))
-            };
-            let Some(version) = needed_by else { continue };
-            let hash = self.read_page(page, version, &mut content)?;
+            if !self.overlay.read().is_base_read(page, &readers) {
+                continue;
+            }
+            let hash = self.read_base(page, &mut content)?;
             let image = Image { body: spill.keep_anyway(&content), hash };
-            self.overlay.write().preserve(page, version, image);
             kept_bytes += content.len() as u64;
+            self.overlay.write().preserve(page, image);
         }
         Ok(())
+    }
+
+    /// From now on snapshots below `version` cannot be read, and nothing is kept for them.
+    fn give_up_below(&self, version: u64) {
+        let mut state = self.state.lock();
+        state.oldest_readable = state.oldest_readable.max(version);
+        self.oldest_readable.store(state.oldest_readable, Ordering::Release);
     }
 
     fn readers_below(&self, version: u64) -> Vec<u64> {
@@ -281,6 +294,7 @@ pub(super) fn redo(
         return Err(damaged(name, "its checkpoint file has another length than it says"));
     }
     let base = BaseFile::open(disk, name, page_size)?;
+    base.lock(SqliteLock::Exclusive)?;
     base.allocate(folded.point.page_count)?;
     let mut record = vec![0; record_bytes];
     let mut offset = HEADER_BYTES as u64;

@@ -15,7 +15,7 @@ use super::encoded::{Encoded, Ended, Writer};
 use super::overlay::PageMap;
 use super::page::{Body, Image, PageNo, page_hash};
 use super::spill::Spill;
-use super::store::{Point, Snapshot, Store};
+use super::store::{Point, Snapshot, Stands, Store};
 
 /// Before this much more of a transaction is kept, the room on the disk is looked at.
 const ROOM_LOOK_BYTES: u64 = 1 << 20;
@@ -85,22 +85,22 @@ impl Freeze {
         self.pages.retain(|page, _| *page <= page_count);
     }
 
-    /// The size that page 1 announces, where it was written: VACUUM will cut the file to it.
-    pub fn announced_page_count(&self) -> io::Result<u32> {
-        let mut count = [0; 4];
-        match self.pages.get(&1) {
-            Some(first) => first.read(28, &mut count)?,
-            None => return Ok(self.page_count),
+    /// From now on there are as many pages as page 1 announces, where it was written.
+    pub fn announce(&mut self) -> io::Result<()> {
+        if let Some(first) = self.pages.get(&1) {
+            let mut count = [0; 4];
+            first.read(28, &mut count)?;
+            self.page_count = u32::from_be_bytes(count);
         }
-        Ok(u32::from_be_bytes(count))
+        Ok(())
     }
 
     /// The pages that the delta has to look at, ascending: those written, and those that came
     /// into being by growth without being written.
-    fn page_numbers(&self, page_count: u32, page_count_before: u32) -> Vec<PageNo> {
+    fn page_numbers(&self, page_count_before: u32) -> Vec<PageNo> {
         let mut numbers: Vec<PageNo> =
-            self.pages.keys().copied().filter(|page| *page <= page_count).collect();
-        let grown = page_count_before + 1..=page_count;
+            self.pages.keys().copied().filter(|page| *page <= self.page_count).collect();
+        let grown = page_count_before + 1..=self.page_count;
         numbers.extend(grown.filter(|page| !self.pages.contains_key(page)));
         numbers.sort_unstable();
         numbers
@@ -132,8 +132,9 @@ impl Store {
     ) -> Result<Option<Frozen>, PagesError> {
         self.check_damage()?;
         let before = snapshot.point();
-        let page_count = write.announced_page_count()?;
-        let numbers = write.page_numbers(page_count, before.page_count);
+        let stands: Stands<'_> = &|| snapshot.check();
+        let page_count = write.page_count;
+        let numbers = write.page_numbers(before.page_count);
         let mut out = Writer::new(self.spill());
         let mut images = Vec::with_capacity(numbers.len());
         let mut digest = before.digest;
@@ -153,7 +154,7 @@ impl Store {
                 self.check_first_page(new, page_count)?;
             }
             if page <= before.page_count {
-                let old_hash = self.read_page(page, before.version, old)?;
+                let old_hash = self.read_page(page, before.version, stands, old)?;
                 if !delta::encode_changed(page, old, new, out.page()) {
                     continue;
                 }
@@ -167,7 +168,7 @@ impl Store {
             images.push((page, Image { body: body.clone(), hash }));
         }
         for page in page_count + 1..=before.page_count {
-            digest ^= self.hash_of(page, before.version)?;
+            digest ^= self.hash_of(page, before.version, stands)?;
         }
         if images.is_empty() && page_count == before.page_count {
             return Ok(None);

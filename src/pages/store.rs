@@ -18,7 +18,7 @@ use futures::channel::oneshot;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::base::{DatabaseId, DatabaseName, DeltaId, limits};
-use crate::disk::Disk;
+use crate::disk::{Disk, SqliteLock};
 
 use super::PagesError;
 use super::apply::Stage;
@@ -85,17 +85,10 @@ pub enum Resolution {
 pub struct Outgoing {
     /// The delta's id; the term in it is the term it must be appended in.
     pub id: DeltaId,
-    /// What to append.
-    pub load: Load,
-}
-
-/// What is to be appended.
-#[derive(Clone)]
-pub enum Load {
-    /// A whole encoded delta.
-    Whole(Bytes),
-    /// The part of this number.
-    Part(Arc<Parts>, u32),
+    /// The whole encoded delta; empty where it goes in parts.
+    pub bytes: Bytes,
+    /// Its parts and which of them it is, where it goes in parts.
+    pub part: Option<(Arc<Parts>, u32)>,
 }
 
 pub(super) struct PendingVersion {
@@ -132,6 +125,8 @@ pub(super) struct State {
     pending_bytes: usize,
     rewinds: VecDeque<Rewind>,
     readers: BTreeMap<u64, u32>,
+    /// Snapshots below this version were given up; nothing is kept for them.
+    pub(super) oldest_readable: u64,
     waiters: BTreeMap<(u64, u64), oneshot::Sender<Resolution>>,
     waiter_count: u64,
 }
@@ -140,7 +135,8 @@ impl State {
     /// The versions whose images must stay, ascending, ending with applied.
     pub(super) fn keep(&self) -> Vec<u64> {
         let applied = self.applied.version;
-        let mut keep: Vec<u64> = self.readers.range(..applied).map(|(v, _)| *v).collect();
+        let from = self.oldest_readable.min(applied);
+        let mut keep: Vec<u64> = self.readers.range(from..applied).map(|(v, _)| *v).collect();
         keep.push(applied);
         keep
     }
@@ -186,6 +182,12 @@ impl State {
     }
 }
 
+/// Whether the version that is being read still stands.
+pub(super) type Stands<'a> = &'a dyn Fn() -> Result<(), PagesError>;
+
+/// The applied version, as apply itself reads it: it cannot go.
+pub(super) const APPLIED: Stands<'static> = &|| Ok(());
+
 /// One database on this member.
 pub struct Store {
     id: DatabaseId,
@@ -199,7 +201,9 @@ pub struct Store {
     epoch: AtomicU64,
     /// Odd while a fold copies pages into the base.
     pub(super) fold_count: AtomicU64,
-    /// Snapshots below this version were evicted.
+    /// A fold began to copy pages into the base and has not finished.
+    pub(super) half_copied: AtomicBool,
+    /// Copy of the state's `oldest_readable`, to be read without its lock.
     pub(super) oldest_readable: AtomicU64,
     permit_taken: Mutex<bool>,
     permit_free: Condvar,
@@ -237,6 +241,8 @@ impl Store {
         place: Place,
     ) -> Result<Arc<Store>, PagesError> {
         let file = BaseFile::open(&*disk, name.as_str(), page_size)?;
+        // For as long as it is open here, a stock SQLite may read the file but not write it.
+        file.lock(SqliteLock::Reserved)?;
         Ok(Arc::new(Store {
             id,
             name,
@@ -258,11 +264,13 @@ impl Store {
                 pending_bytes: 0,
                 rewinds: VecDeque::new(),
                 readers: BTreeMap::new(),
+                oldest_readable: 0,
                 waiters: BTreeMap::new(),
                 waiter_count: 0,
             }),
             epoch: AtomicU64::new(0),
             fold_count: AtomicU64::new(0),
+            half_copied: AtomicBool::new(false),
             oldest_readable: AtomicU64::new(0),
             permit_taken: Mutex::new(false),
             permit_free: Condvar::new(),
@@ -316,8 +324,14 @@ impl Store {
         (state.pending.len(), state.pending_bytes)
     }
 
-    /// Page images above the base, in memory and in files, in bytes.
-    pub fn overlay_bytes(&self) -> (u64, u64) {
+    /// Bytes of page images above the base, and of older ones for readers.
+    pub fn overlay_bytes(&self) -> u64 {
+        let (heap, spilled) = self.overlay_held();
+        heap + spilled
+    }
+
+    /// The same: in memory, and in files.
+    pub fn overlay_held(&self) -> (u64, u64) {
         let held = self.overlay.read().held();
         let bytes = |images: usize| (images * self.page_size) as u64;
         (bytes(held.heap), bytes(held.spilled))
@@ -376,7 +390,7 @@ impl Store {
         let mut state = self.state.lock();
         let (point, epoch) = (state.applied, state.epoch);
         state.pin(point.version);
-        Ok(Snapshot { store: self.clone(), point, epoch })
+        Ok(Snapshot { store: self.clone(), point, epoch, of_applied: true })
     }
 
     /// A snapshot of the head. What is read from it must be held back until it is applied.
@@ -385,14 +399,23 @@ impl Store {
         let mut state = self.state.lock();
         let (point, epoch) = (state.head, state.epoch);
         state.pin(point.version);
-        Ok(Snapshot { store: self.clone(), point, epoch })
+        let of_applied = state.pending.is_empty();
+        Ok(Snapshot { store: self.clone(), point, epoch, of_applied })
     }
 
-    /// A page at a version, into `out` (one page long); its hash.
+    /// Whether `version`, seen in `epoch`, was not dropped by a rewind since.
+    pub fn stands(&self, epoch: u64, version: u64) -> bool {
+        epoch == self.epoch() || self.state.lock().survives(epoch, version)
+    }
+
+    /// A page at a version that stands as long as `stands` says so, into `out` (one page long);
+    /// its hash. What a version that was dropped or given up reads from the base means nothing:
+    /// only then a mismatch is no damage.
     pub(super) fn read_page(
         &self,
         page: PageNo,
         version: u64,
+        stands: Stands<'_>,
         out: &mut [u8],
     ) -> Result<u128, PagesError> {
         loop {
@@ -408,9 +431,20 @@ impl Store {
             return match read {
                 BaseRead::Good(hash) => Ok(hash),
                 BaseRead::Mismatch => {
+                    stands()?;
                     Err(self.set_damaged(format!("page {page} does not match its hash")))
                 }
             };
+        }
+    }
+
+    /// A page of the base as it is, for the readers below a fold that is about to overwrite it.
+    pub(super) fn read_base(&self, page: PageNo, out: &mut [u8]) -> Result<u128, PagesError> {
+        match self.base.read(page, out)? {
+            BaseRead::Good(hash) => Ok(hash),
+            BaseRead::Mismatch => {
+                Err(self.set_damaged(format!("page {page} does not match its hash")))
+            }
         }
     }
 
@@ -438,7 +472,12 @@ impl Store {
     }
 
     /// The hash of a page at a version, without reading the page.
-    pub(super) fn hash_of(&self, page: PageNo, version: u64) -> Result<u128, PagesError> {
+    pub(super) fn hash_of(
+        &self,
+        page: PageNo,
+        version: u64,
+        stands: Stands<'_>,
+    ) -> Result<u128, PagesError> {
         loop {
             let before = self.fold_count.load(Ordering::Acquire);
             if let Some(image) = self.overlay.read().find(page, version) {
@@ -447,6 +486,9 @@ impl Store {
             let hash = self.base.hash(page)?;
             if self.fold_count.load(Ordering::Acquire) != before {
                 continue;
+            }
+            if hash.is_none() {
+                stands()?;
             }
             return hash
                 .ok_or_else(|| self.set_damaged(format!("the hash of page {page} is missing")));
@@ -595,7 +637,8 @@ impl Store {
         let waiting = state.wait(point.version);
         drop((state, overlay));
         drop(permit);
-        (Snapshot { store: self.clone(), point, epoch }, waiting)
+        let snapshot = Snapshot { store: self.clone(), point, epoch, of_applied: false };
+        (snapshot, waiting)
     }
 
     /// The next published delta, or part of one, that Raft has not been given yet.
@@ -604,15 +647,16 @@ impl Store {
         let at = state.pending.len().checked_sub(state.unproposed)?;
         let pending = state.pending.get_mut(at)?;
         pending.proposed = true;
-        let (load, done) = match &pending.encoded {
-            Encoded::Whole(bytes) => (Load::Whole(bytes.clone()), true),
+        let (bytes, part, done) = match &pending.encoded {
+            Encoded::Whole(bytes) => (bytes.clone(), None, true),
             Encoded::Parts(parts) => {
                 let number = pending.parts_taken;
                 pending.parts_taken += 1;
-                (Load::Part(parts.clone(), number), pending.parts_taken == parts.count())
+                let done = pending.parts_taken == parts.count();
+                (Bytes::new(), Some((parts.clone(), number)), done)
             }
         };
-        let outgoing = Outgoing { id: pending.point.delta, load };
+        let outgoing = Outgoing { id: pending.point.delta, bytes, part };
         if done {
             state.unproposed -= 1;
         }
@@ -705,7 +749,7 @@ impl Store {
         let mut page_bytes = vec![0; self.page_size];
         let mut digest = 0;
         for page in 1..=snapshot.point.page_count {
-            self.read_page(page, snapshot.point.version, &mut page_bytes)?;
+            snapshot.read(page, 0, &mut page_bytes)?;
             digest ^= page_hash(page, &page_bytes);
         }
         if digest != snapshot.point.digest {
@@ -751,6 +795,8 @@ pub struct Snapshot {
     store: Arc<Store>,
     point: Point,
     epoch: u64,
+    /// The version was applied when this was taken: no rewind drops it.
+    of_applied: bool,
 }
 
 impl Snapshot {
@@ -775,11 +821,12 @@ impl Snapshot {
         if page == 0 || page > self.point.page_count {
             return Ok(false);
         }
+        let (version, stands): (u64, Stands<'_>) = (self.point.version, &|| self.check());
         if offset == 0 && out.len() == self.store.page_size {
-            self.store.read_page(page, self.point.version, out)?;
+            self.store.read_page(page, version, stands, out)?;
         } else {
             let mut whole = vec![0; self.store.page_size];
-            self.store.read_page(page, self.point.version, &mut whole)?;
+            self.store.read_page(page, version, stands, &mut whole)?;
             let end = offset.saturating_add(out.len());
             let part = whole.get(offset..end).ok_or(PagesError::Refused("a read across pages"))?;
             out.copy_from_slice(part);
@@ -789,11 +836,15 @@ impl Snapshot {
         Ok(true)
     }
 
+    /// Whether it is what a transaction that writes now must begin on.
+    pub fn is_head(&self) -> bool {
+        let state = self.store.state.lock();
+        state.epoch == self.epoch && state.head == self.point
+    }
+
     /// Whether its version still stands and its pages are still kept.
     pub fn check(&self) -> Result<(), PagesError> {
-        if self.epoch != self.store.epoch.load(Ordering::Acquire)
-            && !self.store.state.lock().survives(self.epoch, self.point.version)
-        {
+        if !self.of_applied && !self.store.stands(self.epoch, self.point.version) {
             return Err(PagesError::Rewound);
         }
         if self.point.version < self.store.oldest_readable.load(Ordering::Acquire) {

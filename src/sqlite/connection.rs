@@ -18,7 +18,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, OpenFlags, ffi};
+use rusqlite::{OpenFlags, Statement, ffi};
 
 use crate::pages::{PagesError, Store};
 
@@ -255,9 +255,12 @@ pub struct Counters {
 #[derive(Default)]
 struct SeededCounters {
     changes: AtomicI64,
+    /// What the connection's own count is short of the session's.
     total_changes: AtomicI64,
-    /// `total_changes()` of the connection itself when the session got it.
-    own_before: AtomicI64,
+    /// The connection's own count when it was seeded.
+    own_total_changes: AtomicI64,
+    /// A statement that counts has ended since, though it may have changed no row.
+    counted: AtomicBool,
 }
 
 /// A SQLite connection to one database.
@@ -336,16 +339,15 @@ impl Connection {
         let functions: [(&str, Answer); 3] = [
             ("last_insert_rowid", |_, own| own.last_insert_rowid),
             ("changes", |seed, own| {
-                if own.total_changes == seed.own_before.load(Ordering::Relaxed) {
-                    seed.changes.load(Ordering::Relaxed)
-                } else {
+                let counted = seed.counted.load(Ordering::Relaxed);
+                if counted || own.total_changes != seed.own_total_changes.load(Ordering::Relaxed) {
                     own.changes
+                } else {
+                    seed.changes.load(Ordering::Relaxed)
                 }
             }),
             ("total_changes", |seed, own| {
-                let before = seed.own_before.load(Ordering::Relaxed);
-                let since = own.total_changes.saturating_sub(before);
-                seed.total_changes.load(Ordering::Relaxed).saturating_add(since)
+                seed.total_changes.load(Ordering::Relaxed).saturating_add(own.total_changes)
             }),
         ];
         for (name, answer) in functions {
@@ -362,9 +364,12 @@ impl Connection {
     pub fn seed(&self, counters: &Counters) {
         let as_i64 = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         vfs::set_last_insert_rowid(&self.raw, counters.last_insert_rowid);
+        let own = as_i64(self.raw.total_changes());
+        let total = as_i64(counters.total_changes).saturating_sub(own);
         self.counters.changes.store(as_i64(counters.changes), Ordering::Relaxed);
-        self.counters.total_changes.store(as_i64(counters.total_changes), Ordering::Relaxed);
-        self.counters.own_before.store(as_i64(self.raw.total_changes()), Ordering::Relaxed);
+        self.counters.total_changes.store(total, Ordering::Relaxed);
+        self.counters.own_total_changes.store(own, Ordering::Relaxed);
+        self.counters.counted.store(false, Ordering::Relaxed);
     }
 
     /// What it shares with its file.
@@ -407,35 +412,57 @@ impl Connection {
         first.unwrap_or(sql.len())
     }
 
-    fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, SqlError> {
+    /// Prepares `sql` and uses the statement. It goes back to the cache, unless it acts when it is
+    /// prepared (most PRAGMAs), so that it must be prepared each time.
+    fn with_prepared<T>(
+        &self,
+        sql: &str,
+        with: impl FnOnce(&mut Statement<'_>) -> Result<T, SqlError>,
+    ) -> Result<T, SqlError> {
+        // What an earlier statement met is no reason of this one.
+        self.link.take_error();
         self.guard.begin();
-        Ok(self.raw.prepare_cached(sql)?)
+        self.check_stands()?;
+        let mut statement = self.raw.prepare_cached(sql)?;
+        let cached = !self.guard.notes().keeps_connection;
+        let result = with(&mut statement);
+        if !cached {
+            statement.discard();
+        }
+        result
+    }
+
+    /// Whether nothing that this connection has seen was dropped by a rewind. When it fails the
+    /// connection is of no use any more: every statement answers SQLITE_IOERR.
+    pub fn check_stands(&self) -> Result<(), SqlError> {
+        self.link.check_stands().map_err(|error| SqlError {
+            code: ffi::SQLITE_IOERR,
+            message: error.to_string(),
+            cause: Some(error),
+        })
     }
 
     /// Prepares `sql`, one statement, and tells what it is.
     pub fn describe(&self, sql: &str) -> Result<Described, SqlError> {
-        self.space.used_by(|| {
-            let prepared = self.prepare(sql);
-            let needs_own_connection = self.guard.notes().needs_own_connection;
-            match prepared {
-                Ok(statement) => {
-                    let described = Described {
-                        readonly: statement.readonly(),
-                        explain: statement.is_explain() != 0,
-                        parameters: statement.parameter_count(),
-                        columns: statement.column_count(),
-                        needs_own_connection,
-                    };
-                    self.keep(statement);
-                    Ok(described)
-                }
-                // A function that is refused has SQLITE_ERROR, everything else SQLITE_AUTH. If
-                // more is wrong with the statement, the session's own connection says so.
-                Err(_) if self.guard.is_shared() && needs_own_connection => {
-                    Ok(Described { needs_own_connection, ..Described::default() })
-                }
-                Err(error) => Err(self.explain(error)),
+        let described = self.space.used_by(|| {
+            self.with_prepared(sql, |statement| {
+                Ok(Described {
+                    readonly: statement.readonly(),
+                    explain: statement.is_explain() != 0,
+                    parameters: statement.parameter_count(),
+                    columns: statement.column_count(),
+                    needs_own_connection: self.guard.notes().needs_own_connection,
+                })
+            })
+        });
+        described.or_else(|error| {
+            let notes = self.guard.notes();
+            let needs_own_connection = notes.needs_own_connection;
+            // A function that is refused has another code than an action that is.
+            if self.guard.is_shared() && needs_own_connection && notes.denied.is_none() {
+                return Ok(Described { needs_own_connection, ..Described::default() });
             }
+            Err(self.explain(error))
         })
     }
 
@@ -454,13 +481,17 @@ impl Connection {
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
         *self.cancel.lock() = Some(cancel.clone());
-        let ran = self.space.used_by(|| self.run_inner(sql, params, surplus, sink));
+        let ran = self.space.used_by(|| {
+            let step =
+                |statement: &mut Statement<'_>| self.step(sql, statement, params, surplus, sink);
+            self.with_prepared(sql, step)
+        });
         *self.cancel.lock() = None;
         ran.map_err(|error| self.explain(error))
     }
 
-    /// As [`Connection::run`] outside of a transaction that wrote, given up after a bounded number of
-    /// steps, or when its rows exceed one batch: `None`, and nothing has happened.
+    /// As [`Connection::run`] outside of a transaction that wrote, given up after a bounded number
+    /// of steps, or when its rows exceed one batch: `None`, and nothing has happened.
     pub fn run_quickly(
         &self,
         sql: &str,
@@ -480,31 +511,10 @@ impl Connection {
         if ran.as_ref().is_err_and(given_up) { None } else { Some(ran) }
     }
 
-    fn run_inner(
+    fn step(
         &self,
         sql: &str,
-        params: &[Value],
-        surplus: Surplus,
-        sink: &mut dyn RowSink,
-    ) -> Result<Ran, SqlError> {
-        let mut statement = self.prepare(sql)?;
-        let ran = self.run_prepared(&mut statement, params, surplus, sink);
-        self.keep(statement);
-        ran
-    }
-
-    /// Keeps a prepared statement for the next time, unless its preparing told something of the
-    /// session ([`Notes`]) that must be told then, too: a cached one is not asked about.
-    fn keep(&self, statement: CachedStatement<'_>) {
-        let notes = self.guard.notes();
-        if notes.keeps_connection || notes.busy_timeout_ms.is_some() {
-            statement.discard();
-        }
-    }
-
-    fn run_prepared(
-        &self,
-        statement: &mut CachedStatement<'_>,
+        statement: &mut Statement<'_>,
         params: &[Value],
         surplus: Surplus,
         sink: &mut dyn RowSink,
@@ -520,6 +530,9 @@ impl Connection {
         let returning = statement.column_count() > 0 && !statement.readonly();
         let stepped =
             if returning { self.step_undoing(statement, sink) } else { step_all(statement, sink) };
+        if !statement.readonly() && text::counts_changes(sql) {
+            self.counters.counted.store(true, Ordering::Relaxed);
+        }
         let (columns, rows) = stepped?;
         Ok(Ran {
             last_insert_rowid: self.raw.last_insert_rowid(),
@@ -536,7 +549,7 @@ impl Connection {
     /// undoes it.
     fn step_undoing(
         &self,
-        statement: &mut CachedStatement<'_>,
+        statement: &mut Statement<'_>,
         sink: &mut dyn RowSink,
     ) -> Result<(usize, u64), SqlError> {
         self.internally("SAVEPOINT quire_returning")?;
@@ -571,7 +584,7 @@ impl Connection {
 
     /// Adds what the file below knows about an error.
     fn explain(&self, mut error: SqlError) -> SqlError {
-        error.cause = self.link.take_error();
+        error.cause = self.link.take_error().or(error.cause);
         if let Some(cause @ (PagesError::Refused(_) | PagesError::SnapshotTooOld)) = &error.cause {
             error.message = cause.to_string();
         }
@@ -590,7 +603,7 @@ impl Connection {
 /// The columns are those after the first step: it prepares the statement again, with other
 /// columns perhaps, where the schema has changed.
 fn step_all(
-    statement: &mut CachedStatement<'_>,
+    statement: &mut Statement<'_>,
     sink: &mut dyn RowSink,
 ) -> Result<(usize, u64), SqlError> {
     let mut columns = None;
@@ -614,10 +627,7 @@ fn step_all(
 }
 
 /// Tells the sink about the columns, if there are any; how many.
-fn tell_columns(
-    statement: &rusqlite::Statement<'_>,
-    sink: &mut dyn RowSink,
-) -> Result<usize, SqlError> {
+fn tell_columns(statement: &Statement<'_>, sink: &mut dyn RowSink) -> Result<usize, SqlError> {
     let raw: Vec<rusqlite::Column<'_>> = statement.columns().collect();
     if !raw.is_empty() {
         let described: Vec<Column<'_>> = raw

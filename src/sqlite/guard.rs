@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-/// What the authorizer saw while a statement was prepared.
+/// What the authorizer saw while a statement was prepared. A statement from the cache is not
+/// prepared: it was allowed here before, and it keeps nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
     /// The statement needs a connection of the session's own.
@@ -133,6 +134,17 @@ fn judge(action: &AuthAction<'_>) -> Verdict {
     }
 }
 
+fn creates(action: &AuthAction<'_>) -> bool {
+    matches!(
+        action,
+        AuthAction::CreateTable { .. }
+            | AuthAction::CreateIndex { .. }
+            | AuthAction::CreateView { .. }
+            | AuthAction::CreateTrigger { .. }
+            | AuthAction::CreateVtable { .. }
+    )
+}
+
 fn judge_function(name: &str) -> Verdict {
     let is = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(name));
     if is(DENIED_FUNCTIONS) {
@@ -204,7 +216,14 @@ impl Guard {
         if self.internal.load(Ordering::Relaxed) {
             return Authorization::Allow;
         }
-        match judge(&context.action) {
+        let verdict = match judge(&context.action) {
+            // `CREATE TABLE temp.t` is an action of its own kind only with the word TEMP.
+            Verdict::Allow if context.database_name == Some("temp") && creates(&context.action) => {
+                Verdict::Own { keeps: true }
+            }
+            verdict => verdict,
+        };
+        match verdict {
             Verdict::Allow => Authorization::Allow,
             Verdict::Own { keeps } => self.own(keeps, &context.action),
             Verdict::Deny(what) => {

@@ -43,6 +43,8 @@ pub struct Published {
 #[derive(Default)]
 struct Notes {
     seen: Option<Seen>,
+    /// The last version that the connection held, for as long as it lives.
+    held: Option<Seen>,
     published: Vec<Published>,
     error: Option<PagesError>,
 }
@@ -101,15 +103,29 @@ impl Link {
     /// A transaction began on this snapshot.
     pub fn note_seen(&self, snapshot: &Snapshot) {
         let seen = Seen { version: snapshot.point().version, epoch: snapshot.epoch() };
-        self.notes.lock().seen = Some(seen);
+        let mut notes = self.notes.lock();
+        (notes.seen, notes.held) = (Some(seen), Some(seen));
     }
 
     /// A transaction was published.
     pub fn note_published(&self, snapshot: &Snapshot, waiting: Waiting) {
         let (point, epoch) = (snapshot.point(), snapshot.epoch());
         let mut notes = self.notes.lock();
-        notes.seen = Some(Seen { version: point.version, epoch });
+        let seen = Some(Seen { version: point.version, epoch });
+        (notes.seen, notes.held) = (seen, seen);
         notes.published.push(Published { point, epoch, waiting });
+    }
+
+    /// Fails with [`PagesError::Rewound`] for ever once a version that the connection has held was
+    /// dropped: SQLite checks its schema, statements and virtual tables by the schema cookie
+    /// alone, and another leader's history reaches the same cookie.
+    pub fn check_stands(&self) -> Result<(), PagesError> {
+        // What was applied is never dropped.
+        let held = if self.view == View::Head { self.notes.lock().held } else { None };
+        match held {
+            Some(held) if !self.store.stands(held.epoch, held.version) => Err(PagesError::Rewound),
+            _ => Ok(()),
+        }
     }
 
     /// Why the file refused; SQLite itself only learns a code.

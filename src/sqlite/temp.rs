@@ -63,7 +63,7 @@ impl TempSpace {
         if self.room.is_short() {
             return Err(ffi::SQLITE_FULL);
         }
-        self.disk.temp().map_err(|_| ffi::SQLITE_IOERR_WRITE)
+        self.disk.temp().map_err(|error| code_of(&error))
     }
 }
 
@@ -133,13 +133,7 @@ impl TempFile {
             Content::File(_) if self.space.as_ref().is_some_and(|space| space.room.is_short()) => {
                 Err(ffi::SQLITE_FULL)
             }
-            Content::File(file) => file.write_at(data, offset).map_err(|error| {
-                if error.kind() == std::io::ErrorKind::StorageFull {
-                    ffi::SQLITE_FULL
-                } else {
-                    ffi::SQLITE_IOERR_WRITE
-                }
-            }),
+            Content::File(file) => file.write_at(data, offset).map_err(|error| code_of(&error)),
         }
     }
 
@@ -151,7 +145,7 @@ impl TempFile {
             return Ok(());
         }
         let file = space.file()?;
-        file.write_at(bytes, 0).map_err(|_| ffi::SQLITE_IOERR_WRITE)?;
+        file.write_at(bytes, 0).map_err(|error| code_of(&error))?;
         self.content = Content::File(file);
         Ok(())
     }
@@ -177,6 +171,13 @@ impl TempFile {
         if let Some(space) = &self.space {
             space.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+}
+
+fn code_of(error: &std::io::Error) -> c_int {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull => ffi::SQLITE_FULL,
+        _ => ffi::SQLITE_IOERR_WRITE,
     }
 }
 

@@ -29,6 +29,15 @@ pub fn is_surely_single(sql: &str) -> bool {
     sql.split_once(';').is_none_or(|(_, rest)| is_blank(rest))
 }
 
+/// Whether `sql` may begin a statement that sets `changes()`: one that inserts, updates or deletes.
+pub fn counts_changes(sql: &str) -> bool {
+    let first = skip_blank(sql);
+    let word = first.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default();
+    ["INSERT", "REPLACE", "UPDATE", "DELETE", "WITH"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +55,13 @@ mod tests {
     fn single_or_perhaps_not() {
         assert!(is_surely_single("SELECT 1; -- done"));
         assert!(!is_surely_single("SELECT ';'; SELECT 2"));
+    }
+
+    #[test]
+    fn statements_that_count() {
+        for counts in ["insert into t values(1)", " /* */REPLACE INTO t", "With c AS (SELECT 1)"] {
+            assert!(counts_changes(counts), "{counts}");
+        }
+        assert!(!counts_changes("CREATE TABLE t(a)") && !counts_changes(""));
     }
 }

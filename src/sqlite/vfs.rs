@@ -128,6 +128,9 @@ struct MainFile {
     level: c_int,
     snapshot: Option<Snapshot>,
     written: Option<Freeze>,
+    /// FCNTL_SYNC has passed over exactly what is in `written`.
+    synced: bool,
+    /// What it made of that, holding the publish permit; `None` where nothing differs.
     frozen: Option<Frozen>,
     /// The store, version and epoch that the pager's cache belongs to.
     cached: Option<(usize, u64, u64)>,
@@ -147,6 +150,7 @@ impl MainFile {
             level: ffi::SQLITE_LOCK_NONE,
             snapshot: None,
             written: None,
+            synced: false,
             frozen: None,
             cached: None,
         }
@@ -240,8 +244,7 @@ impl MainFile {
         if data.len() != self.link.page_size() {
             return Err(self.fail(PagesError::Refused("a write that is not one whole page")));
         }
-        // A write after the freeze is a rollback.
-        self.frozen = None;
+        self.thaw();
         let bytes_max = self.link.transaction_bytes_max();
         let written = self.written()?;
         let kept = written.write(page, data);
@@ -268,16 +271,21 @@ impl MainFile {
         }
         let (next_page, _) = self.page_of(size)?;
         let page_count = next_page - 1;
-        if let Some(frozen) = &self.frozen {
+        let now = self.page_count()?;
+        if self.synced && page_count == now {
             // VACUUM cuts the file between the two phases, to the size that page 1 announced.
-            if frozen.point().page_count != page_count {
-                self.link.stop_node("a transaction cut the file to another size than it announced");
-                return Err(ffi::SQLITE_IOERR_TRUNCATE);
-            }
             return Ok(());
         }
+        self.thaw();
         self.written()?.truncate(page_count);
         Ok(())
+    }
+
+    /// The file changes after FCNTL_SYNC: the commit failed elsewhere (a full temporary disk) and
+    /// SQLite plays the old pages back. What was frozen is not what will be published.
+    fn thaw(&mut self) {
+        self.synced = false;
+        self.frozen = None;
     }
 
     fn page_count(&self) -> Result<u32, c_int> {
@@ -290,6 +298,7 @@ impl MainFile {
 
     fn lock(&mut self, level: c_int) -> Code {
         if self.level == ffi::SQLITE_LOCK_NONE && level >= ffi::SQLITE_LOCK_SHARED {
+            self.link.check_stands().map_err(|error| self.fail(error))?;
             let snapshot = self.take_snapshot()?;
             self.link.note_seen(&snapshot);
             self.snapshot = Some(snapshot);
@@ -302,11 +311,9 @@ impl MainFile {
             if !self.link.may_write() {
                 return Err(ffi::SQLITE_BUSY);
             }
-            let stands = self
-                .snapshot
-                .as_ref()
-                .is_some_and(|s| s.check().is_ok() && s.point() == s.store().head());
-            if !stands {
+            let Some(snapshot) = &self.snapshot else { return Err(ffi::SQLITE_IOERR_LOCK) };
+            snapshot.check().map_err(|error| self.fail(error))?;
+            if !snapshot.is_head() {
                 return Err(ffi::SQLITE_BUSY_SNAPSHOT);
             }
         }
@@ -317,7 +324,7 @@ impl MainFile {
     fn unlock(&mut self, level: c_int) {
         if level <= ffi::SQLITE_LOCK_SHARED && self.level >= ffi::SQLITE_LOCK_RESERVED {
             // Not published: a rollback.
-            self.frozen = None;
+            self.thaw();
             self.written = None;
         }
         if level == ffi::SQLITE_LOCK_NONE {
@@ -328,22 +335,30 @@ impl MainFile {
 
     /// FCNTL_SYNC: the transaction is complete; from here on it can only be published or dropped.
     fn freeze(&mut self) -> Code {
+        // A rollback syncs what it played back: the permit must be free before it is taken again.
+        self.thaw();
+        let (Some(written), Some(snapshot)) = (&mut self.written, &self.snapshot) else {
+            return Ok(());
+        };
+        // VACUUM announces in page 1 the size that it will cut the file to.
+        written.announce().map_err(|error| self.fail(error.into()))?;
         let (Some(written), Some(snapshot)) = (&self.written, &self.snapshot) else {
             return Ok(());
         };
         let frozen = snapshot.store().freeze(snapshot, written);
         self.frozen = frozen.map_err(|error| self.fail(error))?;
+        self.synced = true;
         Ok(())
     }
 
     /// FCNTL_COMMIT_PHASETWO: cannot fail. Without FCNTL_SYNC before it there is nothing to do.
     fn publish(&mut self) {
+        if self.written.is_some() && !self.synced {
+            self.link.stop_node("a transaction commits what was never frozen");
+        }
+        (self.written, self.synced) = (None, false);
         // Pages that were written but equal to the old ones replicate nothing.
-        let Some(frozen) = self.frozen.take() else {
-            self.written = None;
-            return;
-        };
-        self.written = None;
+        let Some(frozen) = self.frozen.take() else { return };
         let Some(store) = self.snapshot.as_ref().map(|s| s.store().clone()) else { return };
         let (snapshot, waiting) = store.publish(frozen);
         let address = Arc::as_ptr(&store).addr();
@@ -540,8 +555,10 @@ unsafe extern "C" fn x_file_control(
         match operation {
             ffi::SQLITE_FCNTL_SYNC => main.freeze(),
             ffi::SQLITE_FCNTL_COMMIT_PHASETWO => {
+                let link = main.link.clone();
                 if catch_unwind(AssertUnwindSafe(|| main.publish())).is_err() {
-                    main.link.stop_node("a panic while a transaction was published");
+                    // SQLite has committed in its cache; nobody knows whether the store has.
+                    link.stop_node("publishing a transaction panicked");
                 }
                 Ok(())
             }
@@ -619,7 +636,13 @@ unsafe extern "C" fn x_full_pathname(
     })
 }
 
-/// Registers the VFS, with randomness, sleep and time from SQLite's own.
+/// SQLite's busy handler sleeps between its attempts to lock a file. Nothing here waits: who has
+/// not got the write slot is told so at once, and waits for it outside of SQLite.
+unsafe extern "C" fn x_sleep(_: *mut ffi::sqlite3_vfs, microseconds: c_int) -> c_int {
+    microseconds
+}
+
+/// Registers the VFS, with randomness and time from SQLite's own.
 fn register() -> bool {
     // SAFETY: sqlite3_vfs_find returns null or a VFS that lives as long as the process; the
     // structure that is registered is leaked, so it does too.
@@ -639,7 +662,7 @@ fn register() -> bool {
         vfs.xAccess = Some(x_access);
         vfs.xFullPathname = Some(x_full_pathname);
         vfs.xRandomness = (*own).xRandomness;
-        vfs.xSleep = (*own).xSleep;
+        vfs.xSleep = Some(x_sleep);
         vfs.xCurrentTime = (*own).xCurrentTime;
         vfs.xCurrentTimeInt64 = (*own).xCurrentTimeInt64;
         vfs.xGetLastError = (*own).xGetLastError;

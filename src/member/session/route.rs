@@ -54,11 +54,6 @@ pub fn begins_writing(sql: &str) -> bool {
         || kind_of(sql) == Kind::Own && first_is(sql, &["VACUUM"])
 }
 
-/// Whether `changes()` tells of this statement afterwards.
-pub fn counts_changes(sql: &str) -> bool {
-    first_is(sql, &["INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use crate::disk::FakeDisk;
 use crate::log::LogId;
 use crate::pages::delta::DeltaHeader;
 use crate::pages::encoded::Parts;
-use crate::pages::store::{Load, Place, Point, Resolution, Waiting};
+use crate::pages::store::{Place, Point, Resolution, Waiting};
 use crate::pages::{Catalog, Freeze, Part, Store};
 
 const PAGE: usize = 4096;
@@ -114,6 +114,7 @@ fn execute(store: &Arc<Store>, first: u32, pages: u32, page_count: u32, seed: u6
     content[16..21].copy_from_slice(&[0x10, 0, 1, 1, 0]);
     content[28..32].copy_from_slice(&page_count.to_be_bytes());
     write.write(1, &content).unwrap();
+    write.announce().unwrap();
     let frozen = store.freeze(&snapshot, &write).unwrap().unwrap();
     store.publish(frozen).1
 }
@@ -121,9 +122,9 @@ fn execute(store: &Arc<Store>, first: u32, pages: u32, page_count: u32, seed: u6
 /// The next entry of a database; `None` when there is nothing to append.
 fn next_entry(history: &mut History, store: &Store) -> Option<RaftEntry> {
     let outgoing = store.take_outgoing()?;
-    let command = match outgoing.load {
-        Load::Whole(bytes) => command::deltas(&[bytes]),
-        Load::Part(parts, number) => {
+    let command = match outgoing.part {
+        None => command::deltas(&[outgoing.bytes]),
+        Some((parts, number)) => {
             let (bytes, last) = (parts.read(number).unwrap(), number + 1 == parts.count());
             assert!(bytes.len() <= limits::PART_BYTES_MAX);
             let (database, id) = (store.id(), outgoing.id);
@@ -183,7 +184,7 @@ fn a_large_delta_goes_in_parts_that_are_the_whole() {
     let leader = replicas[0].store(1);
     let waiting = execute(&leader, 2, MANY, MANY + 1, 7);
     assert!(leader.next_is_part());
-    let Some(Load::Part(parts, 0)) = leader.take_outgoing().map(|out| out.load) else {
+    let Some((parts, 0)) = leader.take_outgoing().and_then(|outgoing| outgoing.part) else {
         panic!("a part")
     };
     assert!(parts.count() > 4);
@@ -207,11 +208,11 @@ fn a_small_delta_of_many_pages_keeps_its_images_in_a_file() {
     drop(execute(&leader, 1, 1, pages, 1));
     commit_all(&mut history, &replicas, 0);
     let heap_max = limits::TRANSACTION_HEAP_BYTES_MAX as u64;
-    let (heap, spilled) = replicas[1].store(1).overlay_bytes();
+    let (heap, spilled) = replicas[1].store(1).overlay_held();
     assert!(heap <= heap_max && heap + spilled == u64::from(pages) * PAGE as u64);
     assert_equal(&replicas);
     replicas[1].catalog.checkpoint().unwrap();
-    assert_eq!(replicas[1].store(1).overlay_bytes(), (0, 0));
+    assert_eq!(replicas[1].store(1).overlay_held(), (0, 0));
     assert_equal(&replicas);
 }
 
