@@ -207,7 +207,7 @@ fn not_appended_is_certain_for_that_delta_only() {
     writer.take_published();
     run(&writer, "INSERT INTO t VALUES(10); INSERT INTO t VALUES(11)");
     let deltas = outgoing(&replicas.leader.store);
-    replicas.leader.store.rewind_not_appended(deltas[0].id);
+    replicas.leader.store.rewind_not_appended(&[deltas[0].id]);
     let told: Vec<_> = writer.take_published().into_iter().map(|p| now(p.waiting)).collect();
     assert_eq!(
         told,

@@ -120,6 +120,10 @@ pub const SNAPSHOT_CHUNKS_IN_FLIGHT_MAX: usize = 8;
 /// The hashes of this many pages of a snapshot are offered at a time.
 pub const SNAPSHOT_HASHES_MAX: u32 = 4096;
 
+/// While a snapshot is on its way to a follower, the log behind it is kept up to this many bytes
+/// beyond what is kept anyway; a follower that needs longer gets another snapshot.
+pub const LOG_HELD_BYTES_MAX: u64 = 1 << 30;
+
 /// What a state machine may say of one database of a snapshot, beside its pages.
 pub const SNAPSHOT_ABOUT_BYTES_MAX: usize = 64 << 10;
 

@@ -8,6 +8,7 @@
 //! | `read` | quorum rounds and the lease |
 //! | `room` | whether the disks have room for writes |
 //! | `lead` | what happens when leadership comes and goes |
+//! | [`repair`] | a damaged copy: standing down, repairing it from another member |
 //! | [`database`] | one database's slot, executor and pool of readers |
 //! | [`session`] | one client's statements, transactions and answers |
 //!
@@ -18,6 +19,7 @@ pub mod database;
 mod lead;
 mod propose;
 mod read;
+pub mod repair;
 mod room;
 pub mod session;
 pub mod write;
@@ -96,6 +98,9 @@ pub enum Failure {
     /// The client asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// This member's copy of the database is damaged: it answers nothing from it.
+    #[error("{0}; it is being repaired from another member: ask that one, or again")]
+    Damaged(String),
     /// The node is stopping or broken.
     #[error("{0}")]
     Stopped(String),
@@ -108,7 +113,7 @@ impl Failure {
             Failure::NotLeader => Fate::RetryElsewhere,
             Failure::LeadershipLost => Fate::OutcomeUnknown,
             Failure::Busy => Fate::RetryHere,
-            Failure::Stopped(_) => Fate::RetryElsewhere,
+            Failure::Damaged(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
             _ => Fate::Reject,
         }
     }
@@ -118,6 +123,7 @@ impl From<SqlError> for Failure {
     fn from(error: SqlError) -> Failure {
         match &error.cause {
             Some(PagesError::NotLeader | PagesError::Rewound) => Failure::NotLeader,
+            Some(damaged @ PagesError::Damaged { .. }) => Failure::Damaged(damaged.to_string()),
             _ if error.primary() == rusqlite::ffi::SQLITE_INTERRUPT => Failure::Interrupted,
             _ => Failure::Sql(error),
         }
@@ -128,6 +134,7 @@ impl From<PagesError> for Failure {
     fn from(error: PagesError) -> Failure {
         match error {
             PagesError::NotLeader | PagesError::Rewound => Failure::NotLeader,
+            PagesError::Damaged { .. } => Failure::Damaged(error.to_string()),
             other => Failure::Stopped(other.to_string()),
         }
     }
@@ -157,6 +164,7 @@ pub struct Member {
     /// The node is being stopped on purpose.
     stopping: AtomicBool,
     reads: read::Rounds,
+    repairs: repair::Repairs,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -192,6 +200,7 @@ impl Member {
             short_of_room: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
+            repairs: repair::Repairs::default(),
             tasks: Mutex::default(),
         });
         let [proposer, outcomes] = propose::spawn_proposer(&member);
@@ -200,6 +209,7 @@ impl Member {
         let reads = read::spawn_rounds(&member);
         let tasks = [lead::spawn(&member), proposer, outcomes, reads, recovery, room];
         member.tasks.lock().extend(tasks);
+        member.tasks.lock().push(repair::spawn(&member));
         member
     }
 
@@ -256,10 +266,19 @@ impl Member {
     pub fn find_database(&self, name: &DatabaseName) -> Option<Arc<Database>> {
         let store = self.catalog.by_name(name)?;
         let mut databases = self.databases.lock();
-        let database = databases.entry(store.id()).or_insert_with(|| {
-            Database::new(store.clone(), &self.env, &self.options, &self.space, &self.published)
-        });
-        Some(database.clone())
+        if let Some(known) = databases.get(&store.id())
+            && Arc::ptr_eq(known.store(), &store)
+        {
+            return Some(known.clone());
+        }
+        let (id, env) = (store.id(), &self.env);
+        let database = Database::new(store, env, &self.options, &self.space, &self.published);
+        if let Some(replaced) = databases.insert(id, database.clone()) {
+            // Another copy has taken its store's place; its connections go with their sessions.
+            let executor = env.executor;
+            tokio::spawn(async move { executor.blocking(move || replaced.slot().stop()).await });
+        }
+        Some(database)
     }
 
     /// The database of this name on the leader, created by a replicated entry when there is none.
@@ -292,10 +311,20 @@ impl Member {
         self.paused.store(true, Ordering::Release);
         self.leadership.send_modify(|now| now.open_term = None);
         for store in self.catalog.all() {
+            if store.damage().is_some() {
+                // It applies nothing; what it executed ahead is dropped with the leadership.
+                continue;
+            }
             let head = store.head();
             let waiting = store.wait_applied(head.version, store.epoch());
             waiting.resolved().await;
         }
+    }
+
+    /// Takes back [`Member::pause_writes`]: where this member still leads, its slots open again.
+    pub(crate) fn resume_writes(&self) {
+        self.paused.store(false, Ordering::Release);
+        self.reconfirmation.notify_one();
     }
 
     /// Folds what is applied into the base files now, and tells the core.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::base::limits;
 use crate::log::Log;
 use crate::member::Member;
+use crate::raft::holds::PurgeHolds;
 use crate::sqlite::give_back_memory;
 
 use super::config::Limits;
@@ -30,6 +31,7 @@ pub async fn keep(
     member: Arc<Member>,
     log: Log,
     limits: Limits,
+    holds: PurgeHolds,
     mut stopping: watch::Receiver<bool>,
 ) {
     let mut seen = (None, Duration::ZERO);
@@ -61,7 +63,8 @@ pub async fn keep(
             Ok(Some(index)) => {
                 failed = false;
                 let keep_bytes = if short { limits::LOG_SEGMENT_BYTES } else { u64::MAX };
-                purge(&member, &log, index, limits.log_keep_bytes.min(keep_bytes)).await;
+                let keep_bytes = limits.log_keep_bytes.min(keep_bytes);
+                purge(&member, &log, &holds, index, keep_bytes).await;
             }
             Ok(None) => {}
             Err(error) if failed => tracing::debug!(%error, "a checkpoint failed again"),
@@ -81,8 +84,12 @@ fn is_due(member: &Member, log: &Log, limits: &Limits) -> bool {
         || log.bytes_since(from) > limits.log_keep_bytes
 }
 
-/// Forgets folded entries, but for the newest `keep_bytes` of the log.
-async fn purge(member: &Arc<Member>, log: &Log, folded: u64, keep_bytes: u64) {
+/// Forgets folded entries, but for the newest `keep_bytes` of the log, and for what follows a
+/// snapshot that is on its way.
+async fn purge(member: &Arc<Member>, log: &Log, holds: &PurgeHolds, folded: u64, keep_bytes: u64) {
+    let held_bytes_max = keep_bytes + limits::LOG_HELD_BYTES_MAX;
+    let bounded = |held: &u64| log.bytes_since(held + 1) <= held_bytes_max;
+    let folded = folded.min(holds.lowest().filter(bounded).unwrap_or(u64::MAX));
     let first = log.state().purged.map_or(0, |purged| purged.index + 1);
     if log.bytes_since(first) <= keep_bytes || first > folded {
         return;

@@ -27,9 +27,10 @@ use crate::member::{Member, MemberOptions};
 use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
 use crate::raft::connection::Identity;
+use crate::raft::holds::PurgeHolds;
 use crate::raft::lease::LeaseGuard;
 use crate::raft::log_store::LogStore;
-use crate::raft::machine::Machine;
+use crate::raft::machine::{Machine, purge as purge_log};
 use crate::raft::network::Network;
 use crate::raft::peers::PeerHandler;
 use crate::raft::{Core, Raft};
@@ -114,6 +115,7 @@ impl Node {
             .map_err(|error| NodeError::Failed(error.to_string()))?;
         let catalog =
             Arc::new(Catalog::open(disk.clone()).map_err(|e| NodeError::Failed(e.to_string()))?);
+        finish_install(&log, &catalog)?;
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);
         log.set_purge_limit(recorded);
@@ -126,8 +128,11 @@ impl Node {
         let network =
             Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
         let disturbed = Arc::new(Notify::new());
-        let machine = Machine::new(catalog.clone(), env.executor, disturbed.clone());
-        let core = build(&stored, &timeouts, &network, &log, machine, &env).await?;
+        let holds = PurgeHolds::new(env.clock.clone());
+        let (of, told) = (catalog.clone(), disturbed.clone());
+        let machine = Machine::new(of, log.clone(), holds.clone(), env.executor, told);
+        let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
+        machine.open_views();
         let room = catalog.room().clone();
         let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
@@ -165,6 +170,7 @@ impl Node {
                 member.clone(),
                 log.clone(),
                 config.limits.clone(),
+                holds,
                 stopping.subscribe(),
             )),
         ];
@@ -278,6 +284,13 @@ fn identify(
     }
 }
 
+/// Tells the log of a snapshot whose install was interrupted and finished at this start.
+fn finish_install(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
+    let Some(last) = catalog.installed_at_start() else { return Ok(()) };
+    purge_log(log, last).map_err(failed("the log"))?;
+    catalog.forget_install().map_err(failed("incoming"))
+}
+
 /// The log must reach up to what the checkpoint record covers, or somebody has removed it.
 fn check_log_reaches(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
     let state = log.state();
@@ -321,13 +334,14 @@ async fn build(
     timeouts: &Timeouts,
     network: &Network,
     log: &Log,
-    machine: Machine,
+    machine: &Machine,
     env: &Env,
 ) -> Result<Core, NodeError> {
     let config = raft_config(timeouts)
         .map_err(|error| NodeError::Configuration(format!("timeouts: {error}")))?;
     let store = LogStore::new(log.clone(), env.executor);
-    let built = Raft::build(stored.id, Arc::new(config), network.clone(), store, machine).await;
+    let built =
+        Raft::build(stored.id, Arc::new(config), network.clone(), store, machine.clone()).await;
     let raft = built.map_err(|error| NodeError::Failed(format!("consensus: {error}")))?;
     Ok(Core::new(stored.id, raft))
 }

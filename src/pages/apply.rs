@@ -71,10 +71,20 @@ impl Store {
         bytes: &[u8],
         place: Place,
     ) -> Result<ApplyOutcome, PagesError> {
-        self.discard_stage();
-        if self.damage().is_some() {
+        if self.is_skipping() {
             return Ok(ApplyOutcome::Skipped);
         }
+        self.catch_up(header, bytes, place)
+    }
+
+    /// As [`Store::apply`], also where this store holds back: its repaired copy follows the log.
+    pub fn catch_up(
+        &self,
+        header: &DeltaHeader,
+        bytes: &[u8],
+        place: Place,
+    ) -> Result<ApplyOutcome, PagesError> {
+        *self.stage.lock() = None;
         if !self.fence(header) {
             return Ok(ApplyOutcome::Refused);
         }
@@ -107,7 +117,30 @@ impl Store {
         place: Place,
         before: &Applied,
     ) -> Result<ApplyOutcome, PagesError> {
+        if self.is_skipping() {
+            return Ok(ApplyOutcome::Skipped);
+        }
+        self.catch_up_part(part, place, before)
+    }
+
+    /// As [`Store::apply_part`], also where this store holds back.
+    pub fn catch_up_part(
+        &self,
+        part: &Part<'_>,
+        place: Place,
+        before: &Applied,
+    ) -> Result<ApplyOutcome, PagesError> {
         self.stage_part(part, place, before).map_err(|error| self.left_behind(error))
+    }
+
+    /// Whether a damaged replica does not look at what is applied. A repaired copy that catches up
+    /// keeps what it gathers; it is at another place in the log.
+    fn is_skipping(&self) -> bool {
+        let skips = self.damage().is_some();
+        if skips && !self.awaits_catching_up() {
+            *self.stage.lock() = None;
+        }
+        skips
     }
 
     fn stage_part(
@@ -117,9 +150,6 @@ impl Store {
         before: &Applied,
     ) -> Result<ApplyOutcome, PagesError> {
         let taken = self.stage.lock().take();
-        if self.damage().is_some() {
-            return Ok(ApplyOutcome::Skipped);
-        }
         let stage = match taken {
             _ if part.number == 0 => self.begin_stage(part, before)?,
             Some(stage) if stage.id == part.id && stage.next == part.number => Some(stage),
@@ -156,9 +186,12 @@ impl Store {
         self.stage.lock().as_ref().map(|stage| (stage.id, stage.before.clone()))
     }
 
-    /// Forgets the parts gathered so far.
-    pub fn discard_stage(&self) {
-        *self.stage.lock() = None;
+    /// The log has an entry of this term: what was gathered in an earlier one is forgotten.
+    pub fn discard_stage_before(&self, term: u64) {
+        let mut stage = self.stage.lock();
+        if stage.as_ref().is_some_and(|stage| stage.id.term < term) {
+            *stage = None;
+        }
     }
 
     /// Forgets the parts of the delta `id`, if they are what is being gathered.

@@ -26,11 +26,14 @@ use crate::log::LogId;
 
 use super::PagesError;
 use super::fold::{Folded, Target, decode_folded, encode_folded, redo};
+use super::incoming::Claims;
+use super::install;
 use super::spill::SpillSpace;
 use super::store::{Place, Point, Store};
+use super::view::Described;
 
 const MAGIC: &[u8; 8] = b"QUIRECP1";
-const RECORD_PATH: &str = "checkpoint";
+pub(super) const RECORD_PATH: &str = "checkpoint";
 
 /// Bytes in a page of a new database.
 pub const PAGE_SIZE: usize = 4096;
@@ -47,11 +50,16 @@ pub struct Applied {
 /// All databases of a node.
 pub struct Catalog {
     disk: Arc<dyn Disk>,
-    databases: RwLock<BTreeMap<DatabaseId, Arc<Store>>>,
+    pub(super) databases: RwLock<BTreeMap<DatabaseId, Arc<Store>>>,
     applied: Mutex<Applied>,
-    recorded: Mutex<Applied>,
-    checkpointing: Mutex<()>,
-    spill: Arc<SpillSpace>,
+    pub(super) recorded: Mutex<Applied>,
+    pub(super) checkpointing: Mutex<()>,
+    claims: Arc<Claims>,
+    /// An install that met an error half way.
+    pub(super) unfinished: Mutex<Option<Arc<install::Plan>>>,
+    /// What an interrupted install of a whole snapshot covers, finished at start.
+    pub(super) installed_at_start: Mutex<Option<LogId>>,
+    pub(super) spill: Arc<SpillSpace>,
 }
 
 impl Catalog {
@@ -65,6 +73,7 @@ impl Catalog {
     pub fn open_with(disk: Arc<dyn Disk>, room: Arc<Room>) -> Result<Catalog, PagesError> {
         disk.create_dir("databases")?;
         let spill = SpillSpace::new(disk.clone(), room, limits::SPILL_BYTES_MAX);
+        let installed = install::recover(&*disk)?;
         let record = match disk::read_all(&*disk, RECORD_PATH) {
             Ok(bytes) => decode_record(&bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
@@ -85,8 +94,19 @@ impl Catalog {
             applied: Mutex::new(record.applied.clone()),
             recorded: Mutex::new(record.applied),
             checkpointing: Mutex::new(()),
+            claims: Arc::default(),
+            unfinished: Mutex::new(None),
+            installed_at_start: Mutex::new(installed),
             spill,
         })
+    }
+
+    pub(super) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    pub(super) fn claims(&self) -> &Arc<Claims> {
+        &self.claims
     }
 
     /// What the durable checkpoint record covers.
@@ -160,10 +180,11 @@ impl Catalog {
         heap + self.spill.used_bytes() + growth
     }
 
-    /// Discards the parts gathered of all deltas: the first entry of a higher term does that.
-    pub fn discard_stages(&self) {
-        for store in self.all() {
-            store.discard_stage();
+    /// The log has an entry of this term: discards the parts gathered in an earlier one. (A copy
+    /// that catches up is at another place in the log.)
+    pub fn discard_stages_before(&self, term: u64) {
+        for store in self.all().iter().filter(|store| !store.awaits_catching_up()) {
+            store.discard_stage_before(term);
         }
     }
 
@@ -186,11 +207,14 @@ impl Catalog {
     /// Returns what the record covers. Blocks; never called on the asynchronous runtime.
     pub fn checkpoint(&self) -> Result<Applied, PagesError> {
         let _one_at_a_time = self.checkpointing.lock();
-        let (cut, targets) = {
+        self.finish_install()?;
+        let (cut, targets, mut behind) = {
             let applied = self.applied.lock();
             let targets: Vec<(Arc<Store>, Target)> =
                 self.all().into_iter().map(|store| (store.clone(), store.fold_target())).collect();
-            (self.replay_floor(&applied), targets)
+            // It has skipped what the others have applied.
+            let behind = targets.iter().any(|(store, _)| store.damage().is_some());
+            (self.replay_floor(&applied), targets, behind)
         };
         let dirty = targets.iter().any(|(store, _)| store.is_dirty());
         if !dirty && cut == *self.recorded.lock() {
@@ -199,6 +223,7 @@ impl Catalog {
         let mut entries = Vec::with_capacity(targets.len());
         for (store, target) in &targets {
             let folded = store.fold(target)?;
+            behind |= folded.point.version < target.version();
             entries.push(Entry {
                 id: store.id(),
                 name: store.name().clone(),
@@ -206,7 +231,8 @@ impl Catalog {
                 folded,
             });
         }
-        let covered = covered(&cut, &targets, &self.recorded());
+        // The new record may claim the cut, unless a damaged database stayed behind it.
+        let covered = if behind { self.recorded() } else { cut };
         let record = Record { applied: covered.clone(), databases: entries };
         disk::replace(&*self.disk, RECORD_PATH, &encode_record(&record))?;
         *self.recorded.lock() = covered.clone();
@@ -217,29 +243,15 @@ impl Catalog {
     }
 }
 
-/// What the new record may claim: the cut, unless a damaged database stayed behind it.
-fn covered(cut: &Applied, targets: &[(Arc<Store>, Target)], before: &Applied) -> Applied {
-    if targets.iter().any(|(store, _)| store.damage().is_some()) {
-        return before.clone();
-    }
-    cut.clone()
-}
-
 #[derive(Default, Debug, PartialEq, Eq)]
-struct Record {
-    applied: Applied,
-    databases: Vec<Entry>,
+pub(super) struct Record {
+    pub(super) applied: Applied,
+    pub(super) databases: Vec<Entry>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    id: DatabaseId,
-    name: DatabaseName,
-    page_size: usize,
-    folded: Folded,
-}
+pub(super) type Entry = Described;
 
-fn encode_record(record: &Record) -> Vec<u8> {
+pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     match record.applied.last {
         Some(last) => {
@@ -264,7 +276,7 @@ fn encode_record(record: &Record) -> Vec<u8> {
     out
 }
 
-fn decode_record(bytes: &[u8]) -> Result<Record, PagesError> {
+pub(super) fn decode_record(bytes: &[u8]) -> Result<Record, PagesError> {
     let damaged = |what: String| PagesError::Damaged { database: "(all)".to_owned(), what };
     let Some((body, crc)) = bytes.split_last_chunk::<4>() else {
         return Err(damaged("the checkpoint record is too short".to_owned()));

@@ -54,13 +54,20 @@ pub(super) struct Target {
     folded: Folded,
 }
 
+impl Target {
+    /// The version to be folded up to.
+    pub(super) fn version(&self) -> u64 {
+        self.folded.point.version
+    }
+}
+
 impl Drop for Target {
     fn drop(&mut self) {
         self.store.state.lock().unpin(self.folded.point.version);
     }
 }
 
-fn ckpt_path(name: &str) -> String {
+pub(super) fn ckpt_path(name: &str) -> String {
     format!("databases/{name}.ckpt")
 }
 

@@ -12,7 +12,8 @@
 //! into one database with snapshots, publishing and rewinding; `freeze` makes a delta of what a
 //! transaction wrote, [`encoded`] its form on the way to Raft, `apply` a version of a delta or of
 //! its parts; `fold` is the checkpoint of one database; [`catalog`] knows all databases and the
-//! node's checkpoint record.
+//! node's checkpoint record; [`view`] is what another member copies, [`incoming`] what this one
+//! receives, and `install` how that is put in place.
 //!
 //! It knows neither SQLite's calls nor Raft: a delta is bytes, a place in the log two numbers.
 //!
@@ -23,14 +24,19 @@
 mod apply;
 mod base_file;
 pub mod catalog;
+#[cfg(test)]
+mod copies;
 pub mod delta;
 pub mod encoded;
 mod fold;
 mod freeze;
+pub mod incoming;
+mod install;
 mod overlay;
 pub mod page;
 pub mod spill;
 pub mod store;
+pub mod view;
 
 use std::io;
 

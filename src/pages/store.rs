@@ -24,6 +24,7 @@ use super::PagesError;
 use super::apply::Stage;
 use super::base_file::{BaseFile, BaseRead};
 use super::encoded::{Encoded, Parts};
+use super::fold::Folded;
 use super::freeze::Frozen;
 use super::overlay::Overlay;
 use super::page::{Body, Image, PageNo, page_hash};
@@ -208,6 +209,8 @@ pub struct Store {
     permit_taken: Mutex<bool>,
     permit_free: Condvar,
     damaged: AtomicBool,
+    retired: AtomicBool,
+    catching_up: AtomicBool,
     damage: Mutex<Option<String>>,
     pub(super) folding: Mutex<()>,
     /// Locked before the publish permit.
@@ -275,6 +278,8 @@ impl Store {
             permit_taken: Mutex::new(false),
             permit_free: Condvar::new(),
             damaged: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            catching_up: AtomicBool::new(false),
             damage: Mutex::new(None),
             folding: Mutex::new(()),
             stage: Mutex::new(None),
@@ -365,8 +370,10 @@ impl Store {
 
     /// Notes that this replica is damaged: from now on it serves nothing and applies nothing.
     pub fn set_damaged(&self, what: String) -> PagesError {
+        // A repaired copy that turns out to be damaged too is repaired again from the start.
+        let was_catching_up = self.catching_up.swap(false, Ordering::AcqRel);
         let mut damage = self.damage.lock();
-        if damage.is_none() {
+        if damage.is_none() || was_catching_up {
             tracing::error!(database = %self.name, %what,
                 "this member's copy of the database is damaged; it stops serving it");
             *damage = Some(what.clone());
@@ -375,7 +382,47 @@ impl Store {
         PagesError::Damaged { database: self.name.to_string(), what }
     }
 
+    /// Serves and applies nothing until [`Store::heal`], though nothing is wrong.
+    pub(super) fn hold_back(&self, why: &str) {
+        self.catching_up.store(true, Ordering::Release);
+        *self.damage.lock() = Some(why.to_owned());
+        self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether it is a repaired copy that has yet to follow the log.
+    pub fn awaits_catching_up(&self) -> bool {
+        self.catching_up.load(Ordering::Acquire)
+    }
+
+    /// Ends what [`Store::hold_back`] began: the repaired copy has caught up.
+    pub fn heal(&self) {
+        self.catching_up.store(false, Ordering::Release);
+        *self.damage.lock() = None;
+        self.damaged.store(false, Ordering::Release);
+    }
+
+    /// Another store has taken this one's place: it lives on for the readers that it has.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
+    }
+
+    /// Whether another store has taken this one's place (or the database was dropped).
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// What the base file is at.
+    pub(super) fn folded(&self) -> Folded {
+        let state = self.state.lock();
+        Folded { point: state.base, place: state.base_place }
+    }
+
     pub(super) fn check_damage(&self) -> Result<(), PagesError> {
+        if self.is_retired() {
+            return Err(PagesError::Rewound);
+        }
         match self.damage() {
             None => Ok(()),
             Some(what) => Err(PagesError::Damaged { database: self.name.to_string(), what }),

@@ -341,11 +341,8 @@ impl MainFile {
             return Ok(());
         };
         // VACUUM announces in page 1 the size that it will cut the file to.
-        written.announce().map_err(|error| self.fail(error.into()))?;
-        let (Some(written), Some(snapshot)) = (&self.written, &self.snapshot) else {
-            return Ok(());
-        };
-        let frozen = snapshot.store().freeze(snapshot, written);
+        let announced = written.announce().map_err(PagesError::from);
+        let frozen = announced.and_then(|()| snapshot.store().freeze(snapshot, written));
         self.frozen = frozen.map_err(|error| self.fail(error))?;
         self.synced = true;
         Ok(())

@@ -8,11 +8,12 @@ use proptest::prelude::*;
 use tokio::sync::Notify;
 
 use super::super::command;
+use super::super::holds::PurgeHolds;
 use super::super::machine::Machine;
 use super::super::types::*;
-use crate::base::{DatabaseId, DatabaseName, Executor, Randomness, SplitMix, limits};
+use crate::base::{DatabaseId, DatabaseName, Env, Executor, Randomness, SplitMix, limits};
 use crate::disk::FakeDisk;
-use crate::log::LogId;
+use crate::log::{Log, LogId, LogOptions};
 use crate::pages::delta::DeltaHeader;
 use crate::pages::encoded::Parts;
 use crate::pages::store::{Place, Point, Resolution, Waiting};
@@ -33,7 +34,12 @@ struct Replica {
 impl Replica {
     fn on(disk: FakeDisk) -> Replica {
         let catalog = Arc::new(Catalog::open(Arc::new(disk.clone())).unwrap());
-        let machine = Machine::new(catalog.clone(), Executor::Inline, Arc::new(Notify::new()));
+        // What is applied is handed over by the test; the log has a disk of its own.
+        let log_disk = Arc::new(FakeDisk::unrecorded());
+        let log = Log::open(log_disk, Executor::Inline, LogOptions::default()).unwrap();
+        let holds = PurgeHolds::new(Env::real().clock);
+        let (of, told) = (catalog.clone(), Arc::new(Notify::new()));
+        let machine = Machine::new(of, log, holds, Executor::Inline, told);
         Replica { disk, catalog, machine }
     }
 
