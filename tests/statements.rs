@@ -5,7 +5,7 @@ mod common;
 
 use common::{Replicas, fails, one, query, run, try_run};
 use quire::sqlite::connection::Counters;
-use quire::sqlite::{Cancel, Column, RowSink, SqlError, Value, ValueRef};
+use quire::sqlite::{Cancel, Column, RowSink, SqlError, Surplus, Value, ValueRef};
 use rusqlite::ffi;
 
 #[test]
@@ -151,7 +151,9 @@ fn an_interrupted_insert_inside_a_transaction() {
     });
     let endless = "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM c) \
         INSERT INTO t SELECT i FROM c";
-    let error = writer.run(endless, &[], &cancel, &mut common::Collected::default()).unwrap_err();
+    let error = writer
+        .run(endless, &[], Surplus::Kept, &cancel, &mut common::Collected::default())
+        .unwrap_err();
     thread.join().unwrap();
     assert_eq!(error.code, ffi::SQLITE_INTERRUPT);
     assert!(writer.is_autocommit(), "SQLite rolled the whole transaction back");
@@ -182,7 +184,7 @@ fn a_cached_statement_has_the_columns_of_today() {
     let writer = replicas.writer();
     let names = |sql: &str| {
         let mut names = Names::default();
-        let ran = writer.run(sql, &[], &Cancel::default(), &mut names).unwrap();
+        let ran = writer.run(sql, &[], Surplus::Kept, &Cancel::default(), &mut names).unwrap();
         assert_eq!((ran.columns, ran.rows), (names.0.len(), names.1 as u64));
         (names.0.join(","), names.1)
     };
@@ -211,17 +213,19 @@ fn a_writing_statement_that_is_not_read_to_its_end_is_rolled_back() {
     let mut replicas = Replicas::new();
     let writer = replicas.writer();
     run(&writer, "CREATE TABLE t(a)");
-    for begin in ["", "BEGIN; INSERT INTO t VALUES(0)"] {
+    for (begin, end, left) in [("", "", "0"), ("BEGIN; INSERT INTO t VALUES(0)", "ROLLBACK", "1")] {
         run(&writer, begin);
         let insert = "INSERT INTO t VALUES(1),(2),(3) RETURNING a";
-        let error = writer.run(insert, &[], &Cancel::default(), &mut Enough).unwrap_err();
+        let error =
+            writer.run(insert, &[], Surplus::Kept, &Cancel::default(), &mut Enough).unwrap_err();
         assert_eq!(error.message, "enough");
-        assert!(writer.is_autocommit(), "interrupted: all of the transaction is gone");
-        assert_eq!(one(&writer, "SELECT count(*) FROM t"), "0");
+        assert_eq!(writer.is_autocommit(), begin.is_empty(), "the transaction goes on");
+        assert_eq!(one(&writer, "SELECT count(*) FROM t"), left, "only the statement is undone");
+        run(&writer, end);
     }
     let select = "SELECT * FROM sqlite_schema";
     run(&writer, "BEGIN; INSERT INTO t VALUES(5)");
-    writer.run(select, &[], &Cancel::default(), &mut Enough).unwrap_err();
+    writer.run(select, &[], Surplus::Kept, &Cancel::default(), &mut Enough).unwrap_err();
     assert!(!writer.is_autocommit(), "a query that is not read to its end changes nothing");
     run(&writer, "COMMIT");
     replicas.replicate();

@@ -525,6 +525,7 @@ impl Session {
     /// Waits for room in the run-ahead window.
     async fn room(&mut self, cancel: &Cancel) -> Result<(), Failure> {
         self.member.leading_term()?;
+        self.member.check_room()?;
         let (store, options) = (self.database.store(), self.member.options());
         loop {
             let (versions, bytes) = store.run_ahead();

@@ -10,6 +10,7 @@
 //! bound; no connection is accepted before the state of before is applied.
 
 mod calls;
+mod checkpoints;
 pub mod config;
 mod identity;
 
@@ -20,7 +21,6 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::base::limits::LOG_HELD_BYTES_MAX;
 use crate::base::{Env, NodeId};
 use crate::disk::{Disk, RealDisk};
 use crate::log::{Log, LogOptions};
@@ -44,12 +44,6 @@ use calls::{Hooks, Joined};
 use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
-
-/// How often the need for a checkpoint is looked at.
-const CHECKPOINT_LOOK: Duration = Duration::from_millis(500);
-
-/// Page images rest in memory for at most about this long when nothing is written.
-const CHECKPOINT_IDLE: Duration = Duration::from_secs(3);
 
 /// A quorum round or a commit that takes longer has an unknown outcome.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,7 +146,8 @@ impl Node {
         let machine = Machine::new(of, log.clone(), holds.clone(), env.executor, told);
         let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
         machine.open_views();
-        let space = TempSpace::new(disk.clone(), TEMP_BYTES_MAX);
+        let room = catalog.room().clone();
+        let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
         let member = Member::start(
             stored.id,
@@ -184,7 +179,7 @@ impl Node {
         };
         let mut tasks = vec![
             tokio::spawn(server::serve(listener, doors, stopping.subscribe())),
-            tokio::spawn(keep_checkpoints(
+            tokio::spawn(checkpoints::keep(
                 member.clone(),
                 log.clone(),
                 config.limits.clone(),
@@ -442,69 +437,5 @@ async fn join(network: Network, addresses: Vec<String>, id: NodeId, address: Str
             }
         }
         tokio::time::sleep(JOIN_PAUSE).await;
-    }
-}
-
-/// Folds when enough has gathered or nothing has been written for a while, and lets the log
-/// forget what is folded and not kept for followers.
-async fn keep_checkpoints(
-    member: Arc<Member>,
-    log: Log,
-    limits: config::Limits,
-    holds: PurgeHolds,
-    mut stopping: watch::Receiver<bool>,
-) {
-    let mut seen = (None, Duration::ZERO);
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(CHECKPOINT_LOOK) => {}
-            _ = stopping.wait_for(|stop| *stop) => return,
-        }
-        let applied = member.catalog().applied().last;
-        let recorded = member.catalog().recorded().last;
-        let now = member.env().clock.monotonic();
-        if seen.0 != applied {
-            seen = (applied, now);
-        }
-        if applied == recorded {
-            // The core may not have known of the checkpoint yet when it was last told to purge,
-            // and holds come to an end.
-            if let Some(recorded) = recorded {
-                purge(&member, &log, &holds, recorded.index, limits.log_keep_bytes).await;
-            }
-            continue;
-        }
-        let overlay_bytes = member.catalog().overlay_bytes() as u64;
-        let from = recorded.map_or(0, |last| last.index + 1);
-        let due = overlay_bytes > limits.overlay_bytes
-            || log.bytes_since(from) > limits.log_keep_bytes
-            || now.saturating_sub(seen.1) > CHECKPOINT_IDLE;
-        if !due {
-            continue;
-        }
-        match member.checkpoint().await {
-            Ok(Some(index)) => purge(&member, &log, &holds, index, limits.log_keep_bytes).await,
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "a checkpoint failed; it will be tried again"),
-        }
-    }
-}
-
-/// Forgets folded entries, but for the newest `keep_bytes` of the log, and for what follows a
-/// snapshot that is on its way.
-async fn purge(member: &Arc<Member>, log: &Log, holds: &PurgeHolds, folded: u64, keep_bytes: u64) {
-    let bounded = |held: &u64| log.bytes_since(held + 1) <= keep_bytes + LOG_HELD_BYTES_MAX;
-    let folded = folded.min(holds.lowest().filter(bounded).unwrap_or(u64::MAX));
-    let first = log.state().purged.map_or(0, |purged| purged.index + 1);
-    if log.bytes_since(first) <= keep_bytes || first > folded {
-        return;
-    }
-    let (mut low, mut high) = (first, folded + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if log.bytes_since(middle) > keep_bytes { low = middle + 1 } else { high = middle }
-    }
-    if low > first {
-        member.core().purge(low - 1).await;
     }
 }

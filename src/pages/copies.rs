@@ -7,7 +7,7 @@ use super::catalog::Catalog;
 use super::delta::DeltaHeader;
 use super::incoming::{Incoming, Ready, Scope};
 use super::page::PageNo;
-use super::store::{ApplyOutcome, Freeze, Place, Point, Store};
+use super::store::{ApplyOutcome, Place, Point, Store};
 use super::view::View;
 use super::*;
 use crate::base::DatabaseName;
@@ -78,11 +78,12 @@ fn write(leader: &Member, name: &str, pages: &[(PageNo, u8)], page_count: u32) -
         store.open_slot(1);
     }
     let snapshot = store.snapshot_head().unwrap();
-    let mut freeze = Freeze { page_count, ..Freeze::default() };
+    let mut freeze = Freeze::new(&store, snapshot.point().page_count);
+    freeze.write(1, &page(1, 0, page_count)).unwrap();
     for (number, fill) in pages {
-        freeze.pages.insert(*number, page(*number, *fill, page_count));
+        freeze.write(*number, &page(*number, *fill, page_count)).unwrap();
     }
-    freeze.pages.entry(1).or_insert_with(|| page(1, 0, page_count));
+    freeze.announce().unwrap();
     let frozen = store.freeze(&snapshot, &freeze).unwrap().unwrap();
     let _ = store.publish(frozen);
     store.take_outgoing().unwrap().bytes.to_vec()

@@ -310,7 +310,7 @@ impl Connection {
         let raw = &mut self.raw;
         let page_size = self.link.page_size();
         raw.execute_batch(&format!(
-            "PRAGMA page_size = {page_size}; PRAGMA journal_mode = MEMORY; \
+            "PRAGMA page_size = {page_size}; PRAGMA journal_mode = DELETE; \
              PRAGMA synchronous = OFF; PRAGMA foreign_keys = ON; PRAGMA cell_size_check = ON; \
              PRAGMA cache_size = -{};",
             options.cache_kib

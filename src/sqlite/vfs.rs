@@ -82,6 +82,17 @@ pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &[u8]) -> O
     usize::try_from(consumed).ok().filter(|bytes| *bytes <= sql.len())
 }
 
+/// Gives memory that nobody uses back to the machine: the allocator keeps what a large transaction
+/// or a burst of page images has left in it. Takes some milliseconds. (It is not SQLite's; it is
+/// here because this is the one file that calls C.)
+pub fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointer, is safe on any thread, and leaves what is allocated alone.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
 /// What `last_insert_rowid()` says from now on.
 pub fn set_last_insert_rowid(connection: &rusqlite::Connection, rowid: i64) {
     // SAFETY: the connection is open and borrowed by this thread.
@@ -117,7 +128,6 @@ struct MainFile {
     level: c_int,
     snapshot: Option<Snapshot>,
     written: Option<Freeze>,
-    written_bytes: u64,
     /// FCNTL_SYNC has passed over exactly what is in `written`.
     synced: bool,
     /// What it made of that, holding the publish permit; `None` where nothing differs.
@@ -144,7 +154,6 @@ impl MainFile {
             level: ffi::SQLITE_LOCK_NONE,
             snapshot: None,
             written: None,
-            written_bytes: 0,
             synced: false,
             frozen: None,
             cached: None,
@@ -202,10 +211,10 @@ impl MainFile {
         if offset == PROBE_OFFSET && out.len() == PROBE_BYTES {
             return self.probe(out);
         }
-        let written = self.written.as_ref().and_then(|w| w.pages.get(&page));
+        let written = self.written.as_ref().and_then(|written| written.page(page));
         let found = match written {
-            Some(bytes) => {
-                out.copy_from_slice(&bytes[within..end]);
+            Some(body) => {
+                body.read(within, out).map_err(|error| self.fail(error.into()))?;
                 true
             }
             None => self.with_snapshot(|snapshot| snapshot.read(page, within, out))?,
@@ -255,17 +264,24 @@ impl MainFile {
             return Err(self.fail(PagesError::Refused("a write that is not one whole page")));
         }
         self.thaw();
-        let page_count = self.page_count()?;
-        let written =
-            self.written.get_or_insert_with(|| Freeze { page_count, ..Freeze::default() });
-        if written.pages.insert(page, data.into()).is_none() {
-            self.written_bytes += data.len() as u64;
-            if self.written_bytes > self.link.transaction_bytes_max() {
-                return Err(ffi::SQLITE_FULL);
-            }
+        let bytes_max = self.link.transaction_bytes_max();
+        let written = self.written()?;
+        let kept = written.write(page, data);
+        let bytes = written.bytes();
+        kept.map_err(|error| self.fail(error.into()))?;
+        if bytes > bytes_max {
+            return Err(ffi::SQLITE_FULL);
         }
-        written.page_count = written.page_count.max(page);
         Ok(())
+    }
+
+    /// What the open transaction has written.
+    fn written(&mut self) -> Result<&mut Freeze, c_int> {
+        if self.written.is_none() {
+            let page_count = self.page_count()?;
+            self.written = Some(Freeze::new(self.link.store(), page_count));
+        }
+        self.written.as_mut().ok_or(ffi::SQLITE_INTERNAL)
     }
 
     fn truncate(&mut self, size: i64) -> Code {
@@ -280,10 +296,7 @@ impl MainFile {
             return Ok(());
         }
         self.thaw();
-        let written =
-            self.written.get_or_insert_with(|| Freeze { page_count: now, ..Freeze::default() });
-        written.page_count = page_count;
-        written.pages.retain(|page, _| *page <= page_count);
+        self.written()?.truncate(page_count);
         Ok(())
     }
 
@@ -296,7 +309,7 @@ impl MainFile {
 
     fn page_count(&self) -> Result<u32, c_int> {
         match (&self.written, &self.snapshot) {
-            (Some(written), _) => Ok(written.page_count),
+            (Some(written), _) => Ok(written.page_count()),
             (None, Some(snapshot)) => Ok(snapshot.point().page_count),
             (None, None) => Ok(self.take_snapshot()?.point().page_count),
         }
@@ -332,7 +345,6 @@ impl MainFile {
             // Not published: a rollback.
             self.thaw();
             self.written = None;
-            self.written_bytes = 0;
         }
         if level == ffi::SQLITE_LOCK_NONE {
             self.snapshot = None;
@@ -347,20 +359,9 @@ impl MainFile {
         let (Some(written), Some(snapshot)) = (&mut self.written, &self.snapshot) else {
             return Ok(());
         };
-        if let Some(first) = written.pages.get(&1)
-            && let Some(bytes) = first.get(28..32)
-        {
-            // VACUUM announces here the size it will cut the file to.
-            let mut count = [0; 4];
-            count.copy_from_slice(bytes);
-            let announced = u32::from_be_bytes(count);
-            if announced > written.page_count {
-                let refused = "the page count in the header is beyond the file";
-                return Err(self.fail(PagesError::Refused(refused)));
-            }
-            written.page_count = announced;
-        }
-        let frozen = snapshot.store().freeze(snapshot, written);
+        // VACUUM announces in page 1 the size that it will cut the file to.
+        let announced = written.announce();
+        let frozen = announced.and_then(|()| snapshot.store().freeze(snapshot, written));
         self.frozen = frozen.map_err(|error| self.fail(error))?;
         self.synced = true;
         Ok(())
@@ -371,7 +372,7 @@ impl MainFile {
         if self.written.is_some() && !self.synced {
             self.link.stop_node("a transaction commits what was never frozen");
         }
-        (self.written, self.written_bytes, self.synced) = (None, 0, false);
+        (self.written, self.synced) = (None, false);
         // Pages that were written but equal to the old ones replicate nothing.
         let Some(frozen) = self.frozen.take() else { return };
         let Some(store) = self.snapshot.as_ref().map(|s| s.store().clone()) else { return };
@@ -431,7 +432,8 @@ unsafe extern "C" fn x_open(
             let id = name.to_str().ok().and_then(|text| text.parse::<u64>().ok());
             let link = id.and_then(|id| LINKS.lock().remove(&id));
             File::Main(Box::new(MainFile::new(link.ok_or(ffi::SQLITE_CANTOPEN)?)))
-        } else if name.is_null() {
+        } else if name.is_null() || flags & ffi::SQLITE_OPEN_MAIN_JOURNAL != 0 {
+            // A rollback journal too: it is of use to its own connection only.
             File::Temp(TempFile::new())
         } else {
             return Err(ffi::SQLITE_CANTOPEN);
