@@ -6,7 +6,7 @@
 //! | `snapshot_meta`, `transfer_snapshot` build a snapshot and expect it at what is applied; ours answers with the durable checkpoint record | a build is preceded by a checkpoint |
 //! | `transfer_snapshot` expects no snapshot before the first build; ours is a view of whatever is applied, once consensus is built | the first build opens the views |
 //! | `transfer_snapshot` hands what one machine gives straight to another; ours goes through a transport | installing a view receives it through the real sink first |
-//! | `purge_logs_upto_*`, `get_log_state`, `initial_logs`, `last_id_in_log`, `get_initial_state_*` purge with nothing applied; ours refuses to purge beyond the checkpoint record | a purge is preceded by moving the limit that the record sets |
+//! | `purge_logs_upto_0`, `_5`, `_20`, `append_to_log`, `try_get_log_entry`, `get_log_id`, `get_log_state`, `last_id_in_log`, `get_initial_state_log_ids`, `_re_apply_committed`, `_membership_from_log_insm_is_smaller`, `_last_log_lt_sm` purge with no checkpoint; ours refuses to purge beyond the checkpoint record | a purge is preceded by moving the limit that the record sets |
 //!
 //! All other cases run as they are.
 
