@@ -543,8 +543,8 @@ fn a_change_that_leaves_the_change_counter_alone_is_seen() {
     assert!(snapshot.read(2, 0, &mut page).unwrap());
     let at = page.windows(6).position(|bytes| bytes == b"before").unwrap();
     page[at..at + 6].copy_from_slice(b"behind");
-    let mut write = Freeze { page_count: snapshot.point().page_count, ..Freeze::default() };
-    write.pages.insert(2, page.into());
+    let mut write = Freeze::new(store, snapshot.point().page_count);
+    write.write(2, &page).unwrap();
     let frozen = store.freeze(&snapshot, &write).unwrap().unwrap();
     store.publish(frozen);
     replicas.replicate();
