@@ -3,8 +3,10 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`write`] | the write slot of a database, its write executor, the proposer |
+//! | [`write`] | the write slot of a database, its write executor |
+//! | `propose` | the task that appends what was executed |
 //! | `read` | quorum rounds and the lease |
+//! | `room` | whether the disks have room for writes |
 //! | `lead` | what happens when leadership comes and goes |
 //! | [`repair`] | a damaged copy: standing down, repairing it from another member |
 //! | [`database`] | one database's slot, executor and pool of readers |
@@ -15,8 +17,10 @@
 
 pub mod database;
 mod lead;
+mod propose;
 mod read;
 pub mod repair;
+mod room;
 pub mod session;
 pub mod write;
 
@@ -136,6 +140,18 @@ impl From<PagesError> for Failure {
     }
 }
 
+/// Waits until everything that the log was given is durable: an append of nothing is told so when
+/// all before it is.
+fn wait_durable(log: &Log) -> std::io::Result<()> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let told = move |result| {
+        // Only this function waits for it.
+        let _ = sender.send(result);
+    };
+    log.append(Vec::new(), Box::new(told));
+    receiver.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
+}
+
 /// One member of the cluster.
 pub struct Member {
     id: NodeId,
@@ -155,6 +171,8 @@ pub struct Member {
     fatal: watch::Sender<Option<String>>,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
+    /// This disk, or on the leader that of a voter, has nothing beyond its reserve.
+    short_of_room: AtomicBool,
     /// The node is being stopped on purpose.
     stopping: AtomicBool,
     reads: read::Rounds,
@@ -191,15 +209,17 @@ impl Member {
             reconfirmation: disturbed,
             fatal: watch::Sender::new(None),
             paused: AtomicBool::new(false),
+            short_of_room: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
             repairs: repair::Repairs::default(),
             tasks: Mutex::default(),
         });
-        let [proposer, outcomes] = write::spawn_proposer(&member);
+        let [proposer, outcomes] = propose::spawn_proposer(&member);
         let recovery = read::spawn_recovery(&member);
-        let tasks =
-            [lead::spawn(&member), proposer, outcomes, read::spawn_rounds(&member), recovery];
+        let room = room::spawn_room_keeper(&member);
+        let reads = read::spawn_rounds(&member);
+        let tasks = [lead::spawn(&member), proposer, outcomes, reads, recovery, room];
         member.tasks.lock().extend(tasks);
         member.tasks.lock().push(repair::spawn(&member));
         member
@@ -321,8 +341,9 @@ impl Member {
 
     /// Folds what is applied into the base files now, and tells the core.
     pub async fn checkpoint(&self) -> Result<Option<u64>, Failure> {
-        let catalog = self.catalog.clone();
-        let done = self.env.executor.blocking(move || catalog.checkpoint()).await;
+        let (catalog, log) = (self.catalog.clone(), self.log.clone());
+        let checkpoint = move || catalog.checkpoint_behind(&|| wait_durable(&log));
+        let done = self.env.executor.blocking(checkpoint).await;
         let covered = match done {
             Some(Ok(covered)) => covered,
             Some(Err(error)) => return Err(error.into()),

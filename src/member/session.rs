@@ -241,9 +241,6 @@ impl Session {
             return;
         }
         if let Some(database) = self.member.find_database(self.database.store().name()) {
-            if let Ok(term) = self.member.leading_term() {
-                database.store().open_new(term);
-            }
             self.database = database;
         }
     }
@@ -528,6 +525,7 @@ impl Session {
     /// Waits for room in the run-ahead window.
     async fn room(&mut self, cancel: &Cancel) -> Result<(), Failure> {
         self.member.leading_term()?;
+        self.member.check_room()?;
         let (store, options) = (self.database.store(), self.member.options());
         loop {
             let (versions, bytes) = store.run_ahead();

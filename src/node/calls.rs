@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 
 use crate::base::NodeId;
 use crate::codec::{Malformed, Reader};
-use crate::disk::Disk;
+use crate::disk::{Disk, Room};
 use crate::member::{Member, repair};
 use crate::raft::messages::Refusal;
 use crate::raft::peers::PeerHooks;
@@ -118,7 +118,8 @@ impl PeerHooks for Hooks {
     }
 
     fn room_bytes(&self) -> u64 {
-        self.disk.available_bytes().unwrap_or(u64::MAX - 1)
+        let member = self.member.get().and_then(Weak::upgrade);
+        member.map_or(Room::PLENTY, |member| member.catalog().room().beyond_bytes())
     }
 }
 

@@ -10,23 +10,25 @@
 //! bound; no connection is accepted before the state of before is applied.
 
 mod calls;
+mod checkpoints;
 pub mod config;
 mod identity;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::base::limits::LOG_HELD_BYTES_MAX;
 use crate::base::{Env, NodeId};
 use crate::disk::{Disk, RealDisk};
 use crate::log::{Log, LogOptions};
 use crate::member::{Member, MemberOptions};
 use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
-use crate::raft::connection::Identity;
+use crate::raft::connection::{ConnectError, Dialer, Identity, connect};
+use crate::raft::frames::Channel;
 use crate::raft::holds::PurgeHolds;
 use crate::raft::lease::LeaseGuard;
 use crate::raft::log_store::LogStore;
@@ -43,17 +45,14 @@ use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
 
-/// How often the need for a checkpoint is looked at.
-const CHECKPOINT_LOOK: Duration = Duration::from_millis(500);
-
-/// Page images rest in memory for at most about this long when nothing is written.
-const CHECKPOINT_IDLE: Duration = Duration::from_secs(3);
-
 /// A quorum round or a commit that takes longer has an unknown outcome.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pauses between attempts to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// A member asks for no longer than this whether the addresses to join are of its cluster.
+const JOIN_CHECK: Duration = Duration::from_millis(200);
 
 /// One attempt to join takes at most this long: the leader sends what this node lacks meanwhile.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -117,6 +116,7 @@ impl Node {
     ) -> Result<Node, NodeError> {
         let known = StoredIdentity::load(&*disk)?;
         let stored = identify(&config, known, &env)?;
+        check_same_cluster(&config, &stored).await?;
         let log = Log::open(disk.clone(), env.executor, LogOptions::default())
             .map_err(|error| NodeError::Failed(error.to_string()))?;
         let catalog =
@@ -125,6 +125,13 @@ impl Node {
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);
         log.set_purge_limit(recorded);
+        let first = recorded.map_or(0, |index| index + 1);
+        tracing::info!(
+            first,
+            last = log.state().last.map_or(0, |last| last.index),
+            bytes = log.bytes_since(first),
+            "what the log has after the last checkpoint is applied again"
+        );
         stored.store(&*disk).map_err(failed("node.toml"))?;
         let identity = Identity::new(stored.id, stored.cluster_id());
         let timeouts = timeouts_of(&config);
@@ -139,7 +146,8 @@ impl Node {
         let machine = Machine::new(of, log.clone(), holds.clone(), env.executor, told);
         let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
         machine.open_views();
-        let space = TempSpace::new(disk.clone(), TEMP_BYTES_MAX);
+        let room = catalog.room().clone();
+        let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
         let member = Member::start(
             stored.id,
@@ -171,7 +179,7 @@ impl Node {
         };
         let mut tasks = vec![
             tokio::spawn(server::serve(listener, doors, stopping.subscribe())),
-            tokio::spawn(keep_checkpoints(
+            tokio::spawn(checkpoints::keep(
                 member.clone(),
                 log.clone(),
                 config.limits.clone(),
@@ -231,8 +239,15 @@ impl Node {
     }
 }
 
+/// A node that belongs to no cluster must be told how to come to one.
+const NO_PURPOSE: &str = "the data directory is new: say --bootstrap to found a cluster or --join \
+                          ADDRESS to join one";
+
 fn open_directory(config: &Config) -> Result<Arc<dyn Disk>, NodeError> {
     let path = config.data_dir.display();
+    if !config.bootstrap && config.join.is_empty() && !config.data_dir.exists() {
+        return Err(NodeError::Configuration(NO_PURPOSE.to_owned()));
+    }
     let disk = RealDisk::open(&config.data_dir).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => NodeError::Configuration(format!(
             "data directory {path}: another node uses it: stop that one, or choose another with \
@@ -258,20 +273,10 @@ fn identify(
             (Some(id), _) => id,
             (None, true) => 1,
             (None, false) if !config.join.is_empty() => (env.random.next_u64() >> 1).max(2),
-            (None, false) => {
-                return wrong(
-                    "the data directory is new: say --bootstrap to found a cluster or --join \
-                     ADDRESS to join one"
-                        .to_owned(),
-                );
-            }
+            (None, false) => return wrong(NO_PURPOSE.to_owned()),
         };
         if !config.bootstrap && config.join.is_empty() {
-            return wrong(
-                "the data directory is new: say --bootstrap to found a cluster or --join ADDRESS \
-                 to join one"
-                    .to_owned(),
-            );
+            return wrong(NO_PURPOSE.to_owned());
         }
         return Ok(StoredIdentity::new(id, &config.address));
     };
@@ -294,6 +299,35 @@ fn finish_install(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
     let Some(last) = catalog.installed_at_start() else { return Ok(()) };
     purge_log(log, last).map_err(failed("the log"))?;
     catalog.forget_install().map_err(failed("incoming"))
+}
+
+/// A member started with addresses to join is no member of another cluster than theirs. Who does
+/// not answer within a moment is not waited for: members may be starting, too.
+async fn check_same_cluster(config: &Config, stored: &StoredIdentity) -> Result<(), NodeError> {
+    if stored.cluster_id() == 0 || config.join.is_empty() {
+        return Ok(());
+    }
+    let identity = Identity::new(stored.id, stored.cluster_id());
+    let dialer: Arc<dyn Dialer> = Arc::new(AnyDialer);
+    let asked: FuturesUnordered<_> = config
+        .join
+        .iter()
+        .map(|address| connect(&dialer, &identity, 0, address, Channel::Requests))
+        .collect();
+    let wrong = asked.filter_map(|answer| async move {
+        match answer {
+            Err(ConnectError::WrongCluster { address }) => Some(address),
+            _ => None,
+        }
+    });
+    let mut wrong = std::pin::pin!(wrong);
+    match tokio::time::timeout(JOIN_CHECK, wrong.next()).await {
+        Ok(Some(address)) => Err(NodeError::Configuration(format!(
+            "the data directory belongs to another cluster than {address}: choose a new one with \
+             --dir, or leave --join out"
+        ))),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 /// The log must reach up to what the checkpoint record covers, or somebody has removed it.
@@ -403,64 +437,5 @@ async fn join(network: Network, addresses: Vec<String>, id: NodeId, address: Str
             }
         }
         tokio::time::sleep(JOIN_PAUSE).await;
-    }
-}
-
-/// Folds when enough has gathered or nothing has been written for a while, and lets the log
-/// forget what is folded and not kept for followers.
-async fn keep_checkpoints(
-    member: Arc<Member>,
-    log: Log,
-    limits: config::Limits,
-    holds: PurgeHolds,
-    mut stopping: watch::Receiver<bool>,
-) {
-    let mut seen = (None, Duration::ZERO);
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(CHECKPOINT_LOOK) => {}
-            _ = stopping.wait_for(|stop| *stop) => return,
-        }
-        let applied = member.catalog().applied().last;
-        let recorded = member.catalog().recorded().last;
-        let now = member.env().clock.monotonic();
-        if seen.0 != applied {
-            seen = (applied, now);
-        }
-        if applied == recorded {
-            continue;
-        }
-        let overlay_bytes = member.catalog().overlay_bytes() as u64;
-        let from = recorded.map_or(0, |last| last.index + 1);
-        let due = overlay_bytes > limits.overlay_bytes
-            || log.bytes_since(from) > limits.log_keep_bytes
-            || now.saturating_sub(seen.1) > CHECKPOINT_IDLE;
-        if !due {
-            continue;
-        }
-        match member.checkpoint().await {
-            Ok(Some(index)) => purge(&member, &log, &holds, index, limits.log_keep_bytes).await,
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "a checkpoint failed; it will be tried again"),
-        }
-    }
-}
-
-/// Forgets folded entries, but for the newest `keep_bytes` of the log, and for what follows a
-/// snapshot that is on its way.
-async fn purge(member: &Arc<Member>, log: &Log, holds: &PurgeHolds, folded: u64, keep_bytes: u64) {
-    let bounded = |held: &u64| log.bytes_since(held + 1) <= keep_bytes + LOG_HELD_BYTES_MAX;
-    let folded = folded.min(holds.lowest().filter(bounded).unwrap_or(u64::MAX));
-    let first = log.state().purged.map_or(0, |purged| purged.index + 1);
-    if log.bytes_since(first) <= keep_bytes || first > folded {
-        return;
-    }
-    let (mut low, mut high) = (first, folded + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if log.bytes_since(middle) > keep_bytes { low = middle + 1 } else { high = middle }
-    }
-    if low > first {
-        member.core().purge(low - 1).await;
     }
 }

@@ -6,8 +6,12 @@
 //! page count. At start a database is opened at what the record says (or at what its `NAME.ckpt`
 //! says, if that is newer), and the log is replayed from L.
 //!
+//! While parts of a large delta are being gathered, L stays before the first of them, whatever the
+//! databases are at: replay gathers them again, and hands each database only what lies after its
+//! own position.
+//!
 //! *Invariant*: everything of every database that lies at or below L is in its base file, durably,
-//! before the record says L.
+//! before the record says L; no open stage has a part at or below L.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,15 +19,16 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use crate::base::{DatabaseId, DatabaseName};
+use crate::base::{DatabaseId, DatabaseName, limits};
 use crate::codec::{Malformed, Reader, put_bytes_u32};
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, Room};
 use crate::log::LogId;
 
 use super::PagesError;
 use super::fold::{Folded, Target, decode_folded, encode_folded, redo};
 use super::incoming::Claims;
 use super::install;
+use super::spill::SpillSpace;
 use super::store::{Place, Point, Store};
 use super::view::Described;
 
@@ -54,13 +59,20 @@ pub struct Catalog {
     pub(super) unfinished: Mutex<Option<Arc<install::Plan>>>,
     /// What an interrupted install of a whole snapshot covers, finished at start.
     pub(super) installed_at_start: Mutex<Option<LogId>>,
+    pub(super) spill: Arc<SpillSpace>,
 }
 
 impl Catalog {
     /// Opens the databases of a data directory as its checkpoint record left them; a directory
     /// without a record holds none.
     pub fn open(disk: Arc<dyn Disk>) -> Result<Catalog, PagesError> {
+        Catalog::open_with(disk, Arc::default())
+    }
+
+    /// The same, refusing transactions while `room` says that the disk is short.
+    pub fn open_with(disk: Arc<dyn Disk>, room: Arc<Room>) -> Result<Catalog, PagesError> {
         disk.create_dir("databases")?;
+        let spill = SpillSpace::new(disk.clone(), room, limits::SPILL_BYTES_MAX);
         let installed = install::recover(&*disk)?;
         let record = match disk::read_all(&*disk, RECORD_PATH) {
             Ok(bytes) => decode_record(&bytes)?,
@@ -72,7 +84,8 @@ impl Catalog {
             let Entry { id, name, page_size, folded } = entry;
             let redone = redo(&*disk, id, name.as_str(), page_size, &folded)?;
             let Folded { point, place } = redone.unwrap_or(folded);
-            let store = Store::open(disk.clone(), id, name, page_size, point, place)?;
+            let (disk, spill) = (disk.clone(), spill.clone());
+            let store = Store::open_with(disk, spill, id, name, page_size, point, place)?;
             databases.insert(id, store);
         }
         Ok(Catalog {
@@ -84,6 +97,7 @@ impl Catalog {
             claims: Arc::default(),
             unfinished: Mutex::new(None),
             installed_at_start: Mutex::new(installed),
+            spill,
         })
     }
 
@@ -132,19 +146,76 @@ impl Catalog {
             return Ok(store);
         }
         let place = Place { index: id, ordinal: 0 };
-        let store = Store::open(self.disk.clone(), id, name, page_size, Point::default(), place)?;
+        let (disk, spill) = (self.disk.clone(), self.spill.clone());
+        let store = Store::open_with(disk, spill, id, name, page_size, Point::default(), place)?;
         self.databases.write().insert(id, store.clone());
         Ok(store)
     }
 
-    /// Bytes of page images in memory, over all databases.
-    pub fn overlay_bytes(&self) -> usize {
-        self.all().iter().map(|store| store.overlay_bytes()).sum()
+    /// Bytes of page images above the bases, over all databases: in memory, and in files.
+    pub fn overlay_held(&self) -> (u64, u64) {
+        let of_each = self.all().into_iter().map(|store| store.overlay_held());
+        of_each.fold((0, 0), |sum, store| (sum.0 + store.0, sum.1 + store.1))
+    }
+
+    /// The room on the disk beyond the reserve, as last looked at.
+    pub fn room(&self) -> &Arc<Room> {
+        self.spill.room()
+    }
+
+    /// Looks at the room on the disk. The reserve is what it takes to go on when nothing more is
+    /// accepted: two segments of the log, and a checkpoint of everything above the bases.
+    pub fn look_at_room(&self) -> io::Result<()> {
+        let available = self.disk.available_bytes()?;
+        let reserve = 2 * limits::LOG_SEGMENT_BYTES + self.checkpoint_bytes();
+        self.room().set(available, reserve);
+        Ok(())
+    }
+
+    /// What a checkpoint of all that is not in the bases yet would need at most: its file, and
+    /// the growth of the bases.
+    fn checkpoint_bytes(&self) -> u64 {
+        let (heap, _) = self.overlay_held();
+        let growth: u64 = self.all().iter().map(|store| store.growth_bytes()).sum();
+        heap + self.spill.used_bytes() + growth
+    }
+
+    /// The log has an entry of this term: discards the parts gathered in an earlier one. (A copy
+    /// that catches up is at another place in the log.)
+    pub fn discard_stages_before(&self, term: u64) {
+        for store in self.all().iter().filter(|store| !store.awaits_catching_up()) {
+            store.discard_stage_before(term);
+        }
+    }
+
+    /// What replay would have to begin after, were everything folded that is applied: where a
+    /// delta's parts are being gathered, the entry before the first of them. `applied` is what is
+    /// applied now; whoever asks holds [`Catalog::applied`].
+    pub fn replay_floor(&self, applied: &Applied) -> Applied {
+        let mut floor = applied.clone();
+        for store in self.all() {
+            if let Some((_, before)) = store.stage()
+                && before.last < floor.last
+            {
+                floor = before;
+            }
+        }
+        floor
     }
 
     /// Folds everything that is applied now into the base files and writes the checkpoint record.
     /// Returns what the record covers. Blocks; never called on the asynchronous runtime.
     pub fn checkpoint(&self) -> Result<Applied, PagesError> {
+        self.checkpoint_behind(&|| Ok(()))
+    }
+
+    /// As [`Catalog::checkpoint`]; `log_durable` waits until everything that this node's log was
+    /// given is durable. What is applied is durable on a quorum, but perhaps not here yet; and a
+    /// record beyond the end of the log looks like a log that was lost.
+    pub fn checkpoint_behind(
+        &self,
+        log_durable: &dyn Fn() -> io::Result<()>,
+    ) -> Result<Applied, PagesError> {
         let _one_at_a_time = self.checkpointing.lock();
         self.finish_install()?;
         let (cut, targets, mut behind) = {
@@ -153,11 +224,13 @@ impl Catalog {
                 self.all().into_iter().map(|store| (store.clone(), store.fold_target())).collect();
             // It has skipped what the others have applied.
             let behind = targets.iter().any(|(store, _)| store.damage().is_some());
-            (applied.clone(), targets, behind)
+            (self.replay_floor(&applied), targets, behind)
         };
-        if cut == *self.recorded.lock() {
+        let dirty = targets.iter().any(|(store, _)| store.is_dirty());
+        if !dirty && cut == *self.recorded.lock() {
             return Ok(cut);
         }
+        log_durable()?;
         let mut entries = Vec::with_capacity(targets.len());
         for (store, target) in &targets {
             let folded = store.fold(target)?;

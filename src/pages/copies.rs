@@ -7,7 +7,7 @@ use super::catalog::Catalog;
 use super::delta::DeltaHeader;
 use super::incoming::{Incoming, Ready, Scope};
 use super::page::PageNo;
-use super::store::{ApplyOutcome, Freeze, Place, Point, Store};
+use super::store::{ApplyOutcome, Place, Point, Store};
 use super::view::View;
 use super::*;
 use crate::base::DatabaseName;
@@ -31,10 +31,6 @@ impl Member {
 
     fn store(&self, name: &str) -> Arc<Store> {
         self.catalog.by_name(&DatabaseName::new(name).unwrap()).unwrap()
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.catalog.all().iter().map(|store| store.name().to_string()).collect()
     }
 
     fn create(&self, index: u64, name: &str) {
@@ -78,13 +74,16 @@ fn page(number: PageNo, fill: u8, page_count: u32) -> Arc<[u8]> {
 /// A transaction on `leader` that writes `pages`; its delta, not yet applied.
 fn write(leader: &Member, name: &str, pages: &[(PageNo, u8)], page_count: u32) -> Vec<u8> {
     let store = leader.store(name);
-    store.open_new(1);
-    let snapshot = store.snapshot_head().unwrap();
-    let mut freeze = Freeze { page_count, ..Freeze::default() };
-    for (number, fill) in pages {
-        freeze.pages.insert(*number, page(*number, *fill, page_count));
+    if store.open_term().is_none() {
+        store.open_slot(1);
     }
-    freeze.pages.entry(1).or_insert_with(|| page(1, 0, page_count));
+    let snapshot = store.snapshot_head().unwrap();
+    let mut freeze = Freeze::new(&store, snapshot.point().page_count);
+    freeze.write(1, &page(1, 0, page_count)).unwrap();
+    for (number, fill) in pages {
+        freeze.write(*number, &page(*number, *fill, page_count)).unwrap();
+    }
+    freeze.announce().unwrap();
     let frozen = store.freeze(&snapshot, &freeze).unwrap().unwrap();
     let _ = store.publish(frozen);
     store.take_outgoing().unwrap().bytes.to_vec()

@@ -30,6 +30,7 @@ use crate::log::LogId;
 use super::PagesError;
 use super::base_file::{pages_path, sums_path};
 use super::catalog::{Catalog, RECORD_PATH, Record, decode_record, encode_record};
+use super::fold::Folded;
 use super::fold::ckpt_path;
 use super::incoming::{DIR, Ready, Scope, staged_path, take_back_staged};
 use super::store::Store;
@@ -265,8 +266,10 @@ impl Catalog {
     fn open_moved(&self, plan: &Plan) -> Result<Vec<Arc<Store>>, PagesError> {
         let moved = plan.record.databases.iter().filter(|entry| plan.moved.contains(&entry.id));
         let open = |Described { id, name, page_size, folded }: &Described| {
-            let (disk, name) = (self.disk().clone(), name.clone());
-            let store = Store::open(disk, *id, name, *page_size, folded.point, folded.place)?;
+            let (disk, spill, name) = (self.disk().clone(), self.spill.clone(), name.clone());
+            let Folded { point, place } = *folded;
+            let store = Store::open_with(disk, spill, *id, name, *page_size, point, place)?;
+            store.succeed(self.by_id(*id).as_deref());
             if !plan.whole {
                 store.hold_back("its repaired copy is catching up");
             }

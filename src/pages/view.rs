@@ -71,10 +71,7 @@ impl Viewed {
     /// The hashes of `count` pages from `first` on.
     pub fn hashes(&self, first: PageNo, count: u32) -> Result<Vec<u128>, PagesError> {
         self.snapshot.check()?;
-        let version = self.snapshot.point().version;
-        let store = self.snapshot.store();
-        let stands = || self.snapshot.check();
-        let hashes = (0..count).map(|at| store.hash_of(first + at, version, &stands)).collect();
+        let hashes = (0..count).map(|at| self.snapshot.hash(first + at)).collect();
         // They count only if the snapshot was still good after they were read.
         self.snapshot.check()?;
         hashes
@@ -102,7 +99,9 @@ pub struct View {
 }
 
 impl View {
-    /// The last entry that it contains, and the membership as of it.
+    /// The entry after which a copy goes on, and the membership as of it: the last that it
+    /// contains or, in a view of everything, while parts of a large delta are being gathered, the
+    /// one before the first of them. (A database passes over what lies before its own place.)
     pub fn applied(&self) -> &Applied {
         &self.applied
     }
@@ -132,7 +131,12 @@ impl Catalog {
             Ok(Viewed { snapshot, described: Described { id, name, page_size, folded } })
         });
         let databases = databases.collect::<Result<_, PagesError>>()?;
-        Ok(View { applied: applied.clone(), databases })
+        let applied = match only {
+            // What follows the view is replayed: parts that are being gathered from the first on.
+            None => self.replay_floor(&applied),
+            Some(_) => applied.clone(),
+        };
+        Ok(View { applied, databases })
     }
 }
 
@@ -146,9 +150,10 @@ impl Store {
         out: &mut [u8],
     ) -> Result<bool, PagesError> {
         let version = self.applied().version;
-        if let Some(image) = self.overlay.read().find(page, version) {
+        let image = self.overlay.read().find(page, version).cloned();
+        if let Some(image) = image {
             if image.hash == wanted {
-                out.copy_from_slice(&image.bytes);
+                image.body.read(0, out)?;
             }
             return Ok(image.hash == wanted);
         }

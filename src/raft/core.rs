@@ -136,6 +136,20 @@ impl Core {
         leads.then(|| acked.into_inner().elapsed())
     }
 
+    /// The voters that have acknowledged something of this node's within `age`; none where it does
+    /// not lead.
+    pub fn heard_lately(&self, age: Duration) -> Vec<NodeId> {
+        let metrics = self.metrics.borrow_watched();
+        let Some(heartbeat) = &metrics.heartbeat else { return Vec::new() };
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters
+            .filter(|id| {
+                let acked = heartbeat.get(id).and_then(Option::as_ref);
+                *id != self.id && acked.is_some_and(|at| at.into_inner().elapsed() <= age)
+            })
+            .collect()
+    }
+
     /// Waits until somebody else leads, the term changes, or the membership. `false` when the core
     /// has ended.
     pub async fn changed(&mut self) -> bool {

@@ -26,7 +26,7 @@ use crate::pages::catalog::Applied as AppliedState;
 use crate::pages::delta::DeltaHeader;
 use crate::pages::incoming::Ready;
 use crate::pages::store::{ApplyOutcome, Place};
-use crate::pages::{Catalog, PagesError, Store};
+use crate::pages::{Catalog, PagesError, Part, Store};
 
 use super::command::{Decoded, decode};
 use super::fields;
@@ -120,8 +120,12 @@ impl Machine {
             }
             for entry in entries {
                 next = entry.id.index + 1;
+                store.discard_stage_before(entry.id.term);
                 if entry.kind == log::EntryKind::Command {
-                    catch_up_command(store, &entry.payload, entry.id.index)?;
+                    // The record stays where it is while a database is behind: before any part
+                    // that is still to be gathered.
+                    let before = self.catalog.recorded();
+                    catch_up_command(store, &entry.payload, entry.id.index, &before)?;
                 }
             }
         }
@@ -149,13 +153,13 @@ impl Machine {
     }
 
     /// Applies one entry.
-    fn apply_entry(&self, entry: &RaftEntry) -> io::Result<Applied> {
+    pub(super) fn apply_entry(&self, entry: &RaftEntry) -> io::Result<Applied> {
         let id = log_id(&entry.log_id());
         let mut applied = self.catalog.applied();
         self.end_other_terms(&applied, id);
         let outcomes = match &entry.payload {
             EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(command) => self.apply_command(&command.0, id.index)?,
+            EntryPayload::Normal(command) => self.apply_command(&command.0, id.index, &applied)?,
             EntryPayload::Membership(membership) => {
                 let stored = StoredMembership::new(Some(entry.log_id()), membership.clone());
                 applied.membership.clear();
@@ -167,16 +171,23 @@ impl Machine {
         Ok(Applied { outcomes })
     }
 
-    /// The first entry of a new term ends what was executed ahead in an older one.
+    /// The first entry of a new term ends what was executed ahead in an older one, and deltas of
+    /// which only some parts came.
     fn end_other_terms(&self, applied: &AppliedState, id: LogId) {
         if applied.last.is_none_or(|last| last.term < id.term) {
+            self.catalog.discard_stages_before(id.term);
             for store in self.catalog.all() {
                 store.rewind();
             }
         }
     }
 
-    fn apply_command(&self, bytes: &[u8], index: u64) -> io::Result<Vec<Outcome>> {
+    fn apply_command(
+        &self,
+        bytes: &[u8],
+        index: u64,
+        before: &AppliedState,
+    ) -> io::Result<Vec<Outcome>> {
         match decode(bytes).map_err(io::Error::other)? {
             Decoded::Deltas(deltas) => deltas
                 .into_iter()
@@ -192,6 +203,18 @@ impl Machine {
                 let store = self.catalog.create(index, name, page_size).map_err(io_error)?;
                 Ok(vec![Outcome::Created(store.id())])
             }
+            Decoded::Part(part) => {
+                let outcome = self.apply_part(&part, Place { index, ordinal: 1 }, before)?;
+                Ok(vec![outcome])
+            }
+            Decoded::Discard { database, id } => {
+                if let Some(store) = self.catalog.by_id(database)
+                    && !store.awaits_catching_up()
+                {
+                    store.discard_stage_of(id);
+                }
+                Ok(vec![Outcome::Applied])
+            }
         }
     }
 
@@ -202,31 +225,74 @@ impl Machine {
             // A replay meets what the base holds already: it is not looked at.
             return Ok(Outcome::Applied);
         }
+        self.applied_to(&store, || store.apply(&header, bytes, place))
+    }
+
+    fn apply_part(
+        &self,
+        part: &Part<'_>,
+        place: Place,
+        before: &AppliedState,
+    ) -> io::Result<Outcome> {
+        let Some(store) = self.catalog.by_id(part.database) else { return Ok(Outcome::Missing) };
+        if place <= store.place() {
+            return Ok(Outcome::Applied);
+        }
+        self.applied_to(&store, || store.apply_part(part, place, before))
+    }
+
+    fn applied_to(
+        &self,
+        store: &Store,
+        apply: impl FnOnce() -> Result<ApplyOutcome, PagesError>,
+    ) -> io::Result<Outcome> {
         let open_before = store.open_term();
-        let applied = store.apply(&header, bytes, place);
+        let applied = apply();
         if store.open_term() != open_before {
             self.disturbed.notify_one();
         }
-        match applied {
-            Ok(ApplyOutcome::Applied) => Ok(Outcome::Applied),
-            Ok(ApplyOutcome::Refused) => Ok(Outcome::Refused),
-            // What a damaged replica finds out about itself is nobody else's business: the log
-            // goes on, and the store answers for nothing any more.
-            Ok(ApplyOutcome::Skipped) | Err(PagesError::Damaged { .. }) => Ok(Outcome::Applied),
-            Err(error) => Err(io_error(error)),
-        }
+        outcome_of(applied)
+    }
+}
+
+fn outcome_of(applied: Result<ApplyOutcome, PagesError>) -> io::Result<Outcome> {
+    match applied {
+        Ok(ApplyOutcome::Applied) => Ok(Outcome::Applied),
+        Ok(ApplyOutcome::Staged) => Ok(Outcome::Staged),
+        Ok(ApplyOutcome::Refused) => Ok(Outcome::Refused),
+        // What a damaged replica finds out about itself is nobody else's business: the log
+        // goes on, and the store answers for nothing any more.
+        Ok(ApplyOutcome::Skipped) | Err(PagesError::Damaged { .. }) => Ok(Outcome::Applied),
+        Err(error) => Err(io_error(error)),
     }
 }
 
 /// Applies to `store` what a command holds of it.
-fn catch_up_command(store: &Arc<Store>, bytes: &[u8], index: u64) -> io::Result<()> {
-    let Decoded::Deltas(deltas) = decode(bytes).map_err(io::Error::other)? else { return Ok(()) };
-    for (delta, ordinal) in deltas.into_iter().zip(1..) {
-        let header = DeltaHeader::decode(&mut Reader::new(delta)).map_err(io::Error::other)?;
-        let place = Place { index, ordinal };
-        if header.database == store.id() && place > store.place() {
-            store.catch_up(&header, delta, place).map_err(io_error)?;
+fn catch_up_command(
+    store: &Arc<Store>,
+    bytes: &[u8],
+    index: u64,
+    before: &AppliedState,
+) -> io::Result<()> {
+    match decode(bytes).map_err(io::Error::other)? {
+        Decoded::Deltas(deltas) => {
+            for (delta, ordinal) in deltas.into_iter().zip(1..) {
+                let header =
+                    DeltaHeader::decode(&mut Reader::new(delta)).map_err(io::Error::other)?;
+                let place = Place { index, ordinal };
+                if header.database == store.id() && place > store.place() {
+                    store.catch_up(&header, delta, place).map_err(io_error)?;
+                }
+            }
         }
+        Decoded::Part(part) => {
+            let place = Place { index, ordinal: 1 };
+            if part.database == store.id() && place > store.place() {
+                store.catch_up_part(&part, place, before).map_err(io_error)?;
+            }
+        }
+        Decoded::Discard { database, id } if database == store.id() => store.discard_stage_of(id),
+        Decoded::Discard { .. } | Decoded::Create { .. } => {}
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod adapted;
 mod cluster;
+mod parts;
 mod suite;
 mod toy;
 mod wires;
