@@ -31,8 +31,10 @@ use quire::sqlite::{
 
 const ROWS: u64 = 100_000;
 const SCHEMA: &str = "CREATE TABLE bench(id INTEGER PRIMARY KEY, v TEXT NOT NULL)";
-const FILL: &str = "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM c WHERE i<100000)
+/// Some rows at a time, so that no delta is so large that it would go in parts.
+const FILL: &str = "WITH RECURSIVE c(i) AS (VALUES(?1) UNION ALL SELECT i+1 FROM c WHERE i < ?2)
      INSERT INTO bench SELECT i, hex(randomblob(50)) FROM c";
+const ROWS_AT_ONCE: u64 = 5_000;
 const SELECT: &str = "SELECT v FROM bench WHERE id = ?1";
 
 /// What a node gives to a reader (and SQLite by default to a connection).
@@ -150,9 +152,14 @@ impl Fixture {
         let fixture = Fixture { dir, space, store };
         let writer = fixture.connect(View::Head, false, CACHE_KIB);
         writer.link().allow_write(true);
-        for sql in [SCHEMA, FILL] {
+        let run = |sql: &str, params: &[Value]| {
             let mut sink = Length::default();
-            writer.run(sql, &[], Surplus::Refused, &Cancel::default(), &mut sink).expect(sql);
+            writer.run(sql, params, Surplus::Refused, &Cancel::default(), &mut sink).expect(sql);
+        };
+        run(SCHEMA, &[]);
+        for first in (1..=ROWS).step_by(ROWS_AT_ONCE as usize) {
+            let last = first + ROWS_AT_ONCE - 1;
+            run(FILL, &[Value::Integer(first as i64), Value::Integer(last as i64)]);
         }
         let mut index = 1;
         while let Some(outgoing) = fixture.store.take_outgoing() {

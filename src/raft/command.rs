@@ -160,6 +160,13 @@ mod tests {
         assert_eq!(bytes, &b"\x01\x02\0\0\0\x03\0\0\0one\x04\0\0\0four"[..]);
         let Command(bytes) = create(&DatabaseName::new("shop").unwrap(), 4096);
         assert_eq!(bytes, &b"\x02\x04\0\0\0shop\0\x10\0\0"[..]);
+        let id = DeltaId { term: 3, sequence: 9 };
+        let drawn_id = b"\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0";
+        let Command(bytes) = part(&Part { database: 7, id, number: 2, last: true, bytes: b"page" });
+        let drawn = [&b"\x03"[..], drawn_id, b"\x02\0\0\0\x01\x04\0\0\0page"].concat();
+        assert_eq!(bytes, drawn);
+        let Command(bytes) = discard(7, id);
+        assert_eq!(bytes, [&b"\x04"[..], drawn_id].concat());
     }
 
     proptest! {
