@@ -13,7 +13,7 @@ use quire::base::{DatabaseName, DeltaId};
 use quire::disk::RealDisk;
 use quire::log::LogId;
 use quire::pages::page::{lock_byte_page, page_hash};
-use quire::pages::store::{ApplyOutcome, Place, Point};
+use quire::pages::store::{ApplyOutcome, Point};
 use quire::pages::{Catalog, Store};
 use quire::sqlite::View;
 

@@ -232,6 +232,20 @@ impl Cluster {
         .await
     }
 
+    /// Sets a key of every node's configuration, from its next start on.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.options = self.options.clone().set(key, value);
+    }
+
+    /// A field of node `id`'s `/proc/PID/status` (VmHWM, RssAnon), in bytes.
+    pub fn memory_bytes(&self, id: usize, field: &str) -> Result<u64> {
+        let pid = self.pid(id).with_context(|| format!("node {id} does not run"))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        Ok(kib.with_context(|| format!("no {field} of node {id}"))?.parse::<u64>()? << 10)
+    }
+
     /// A client of the whole cluster that follows its leader.
     pub fn client(&self) -> Result<Client> {
         let options = driver::Options { connections_max: 128, ..driver::Options::default() };

@@ -15,6 +15,13 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// parts.
 pub const ENTRY_BYTES_MAX: usize = 4 << 20;
 
+/// A part of a large delta is at most this large: small, so that the entries of other databases
+/// do not wait long behind it.
+pub const PART_BYTES_MAX: usize = 1 << 20;
+
+/// How many parts, of all databases together, are proposed and not yet applied.
+pub const PARTS_IN_FLIGHT_MAX: usize = 8;
+
 /// A segment of the log is preallocated at this size.
 pub const LOG_SEGMENT_BYTES: u64 = 16 << 20;
 
@@ -44,6 +51,37 @@ pub const IDLE_TRANSACTION_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_WRITER_MAX: Duration = Duration::from_secs(3);
 
 const _: () = assert!(IDLE_WRITER_MAX.as_millis() < BUSY_TIMEOUT.as_millis());
+/// The pages of one transaction beyond this are in a file.
+pub const TRANSACTION_HEAP_BYTES_MAX: usize = 32 << 20;
+
+/// While a database has this many bytes of page images in memory, all new ones go to files.
+pub const OVERLAY_HEAP_BYTES_MAX: usize = 128 << 20;
+
+/// Pages and deltas of large transactions in files, over all databases.
+pub const SPILL_BYTES_MAX: u64 = 16 << 30;
+
+/// Old page images kept in files for readers below the base, over all checkpoints; beyond it those
+/// readers are told that their snapshot is too old.
+pub const PRESERVED_BYTES_MAX: u64 = 1 << 30;
+
+/// What is kept in memory of each page of a transaction while it runs, replicates and waits for
+/// a checkpoint (a number, a place in a file, a hash, and the maps around them).
+pub const PAGE_BOOKKEEPING_BYTES: usize = 320;
+
+/// What a node's anonymous memory comes to beside page images: the log's cache and its groups,
+/// frames to and from peers, SQLite's caches, stacks, and what the allocator has not given back.
+pub const MEMORY_FIXED_BYTES_MAX: u64 = 192 << 20;
+
+/// What a node's anonymous memory stays below while `databases` databases are written and the
+/// largest transactions on their way change `pages` pages together. Their size in bytes does not
+/// come into it: their pages and their deltas are in files, and of their parts only
+/// [`PARTS_IN_FLIGHT_MAX`] are on their way.
+pub const fn memory_bytes_max(databases: u64, pages: u64) -> u64 {
+    let images = (OVERLAY_HEAP_BYTES_MAX + TRANSACTION_HEAP_BYTES_MAX) as u64;
+    MEMORY_FIXED_BYTES_MAX + databases * images + pages * PAGE_BOOKKEEPING_BYTES as u64
+}
+
+const _: () = assert!(PART_BYTES_MAX < ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX < LOG_SEGMENT_BYTES as usize / 2);
 
 /// The body of a frame between nodes is at most this large: one read of the log, and whatever
@@ -81,6 +119,10 @@ pub const SNAPSHOT_CHUNKS_IN_FLIGHT_MAX: usize = 8;
 
 /// The hashes of this many pages of a snapshot are offered at a time.
 pub const SNAPSHOT_HASHES_MAX: u32 = 4096;
+
+/// While a snapshot is on its way to a follower, the log behind it is kept up to this many bytes
+/// beyond what is kept anyway; a follower that needs longer gets another snapshot.
+pub const LOG_HELD_BYTES_MAX: u64 = 1 << 30;
 
 /// What a state machine may say of one database of a snapshot, beside its pages.
 pub const SNAPSHOT_ABOUT_BYTES_MAX: usize = 64 << 10;

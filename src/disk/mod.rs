@@ -9,12 +9,14 @@
 
 pub mod fake;
 pub mod real;
+mod room;
 
 use std::io;
 use std::sync::Arc;
 
 pub use fake::{Cut, FakeDisk, Fault};
 pub use real::RealDisk;
+pub use room::Room;
 
 /// A data directory.
 pub trait Disk: Send + Sync + 'static {

@@ -107,6 +107,8 @@ impl Member {
             open_term: Some(term),
             members: view.members.clone(),
         });
+        // There may be parts of a delta that was dropped.
+        self.published.notify_one();
     }
 
     /// This node does not lead: nothing is executed, and what was executed ahead is dropped.

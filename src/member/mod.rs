@@ -3,9 +3,12 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`write`] | the write slot of a database, its write executor, the proposer |
+//! | [`write`] | the write slot of a database, its write executor |
+//! | `propose` | the task that appends what was executed |
 //! | `read` | quorum rounds and the lease |
+//! | `room` | whether the disks have room for writes |
 //! | `lead` | what happens when leadership comes and goes |
+//! | [`repair`] | a damaged copy: standing down, repairing it from another member |
 //! | [`database`] | one database's slot, executor and pool of readers |
 //! | [`session`] | one client's statements, transactions and answers |
 //!
@@ -14,7 +17,10 @@
 
 pub mod database;
 mod lead;
+mod propose;
 mod read;
+pub mod repair;
+mod room;
 pub mod session;
 pub mod write;
 
@@ -92,6 +98,9 @@ pub enum Failure {
     /// The client asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// This member's copy of the database is damaged: it answers nothing from it.
+    #[error("{0}; it is being repaired from another member: ask that one, or again")]
+    Damaged(String),
     /// The node is stopping or broken.
     #[error("{0}")]
     Stopped(String),
@@ -104,7 +113,7 @@ impl Failure {
             Failure::NotLeader => Fate::RetryElsewhere,
             Failure::LeadershipLost => Fate::OutcomeUnknown,
             Failure::Busy => Fate::RetryHere,
-            Failure::Stopped(_) => Fate::RetryElsewhere,
+            Failure::Damaged(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
             _ => Fate::Reject,
         }
     }
@@ -114,6 +123,7 @@ impl From<SqlError> for Failure {
     fn from(error: SqlError) -> Failure {
         match &error.cause {
             Some(PagesError::NotLeader | PagesError::Rewound) => Failure::NotLeader,
+            Some(damaged @ PagesError::Damaged { .. }) => Failure::Damaged(damaged.to_string()),
             _ if error.primary() == rusqlite::ffi::SQLITE_INTERRUPT => Failure::Interrupted,
             _ => Failure::Sql(error),
         }
@@ -124,9 +134,22 @@ impl From<PagesError> for Failure {
     fn from(error: PagesError) -> Failure {
         match error {
             PagesError::NotLeader | PagesError::Rewound => Failure::NotLeader,
+            PagesError::Damaged { .. } => Failure::Damaged(error.to_string()),
             other => Failure::Stopped(other.to_string()),
         }
     }
+}
+
+/// Waits until everything that the log was given is durable: an append of nothing is told so when
+/// all before it is.
+fn wait_durable(log: &Log) -> std::io::Result<()> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let told = move |result| {
+        // Only this function waits for it.
+        let _ = sender.send(result);
+    };
+    log.append(Vec::new(), Box::new(told));
+    receiver.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
 }
 
 /// One member of the cluster.
@@ -148,9 +171,12 @@ pub struct Member {
     fatal: watch::Sender<Option<String>>,
     /// Leadership is being handed over: the slots stay closed.
     paused: AtomicBool,
+    /// This disk, or on the leader that of a voter, has nothing beyond its reserve.
+    short_of_room: AtomicBool,
     /// The node is being stopped on purpose.
     stopping: AtomicBool,
     reads: read::Rounds,
+    repairs: repair::Repairs,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -183,15 +209,19 @@ impl Member {
             reconfirmation: disturbed,
             fatal: watch::Sender::new(None),
             paused: AtomicBool::new(false),
+            short_of_room: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
+            repairs: repair::Repairs::default(),
             tasks: Mutex::default(),
         });
-        let [proposer, outcomes] = write::spawn_proposer(&member);
+        let [proposer, outcomes] = propose::spawn_proposer(&member);
         let recovery = read::spawn_recovery(&member);
-        let tasks =
-            [lead::spawn(&member), proposer, outcomes, read::spawn_rounds(&member), recovery];
+        let room = room::spawn_room_keeper(&member);
+        let reads = read::spawn_rounds(&member);
+        let tasks = [lead::spawn(&member), proposer, outcomes, reads, recovery, room];
         member.tasks.lock().extend(tasks);
+        member.tasks.lock().push(repair::spawn(&member));
         member
     }
 
@@ -248,10 +278,19 @@ impl Member {
     pub fn find_database(&self, name: &DatabaseName) -> Option<Arc<Database>> {
         let store = self.catalog.by_name(name)?;
         let mut databases = self.databases.lock();
-        let database = databases.entry(store.id()).or_insert_with(|| {
-            Database::new(store.clone(), &self.env, &self.options, &self.space, &self.published)
-        });
-        Some(database.clone())
+        if let Some(known) = databases.get(&store.id())
+            && Arc::ptr_eq(known.store(), &store)
+        {
+            return Some(known.clone());
+        }
+        let (id, env) = (store.id(), &self.env);
+        let database = Database::new(store, env, &self.options, &self.space, &self.published);
+        if let Some(replaced) = databases.insert(id, database.clone()) {
+            // Another copy has taken its store's place; its connections go with their sessions.
+            let executor = env.executor;
+            tokio::spawn(async move { executor.blocking(move || replaced.slot().stop()).await });
+        }
+        Some(database)
     }
 
     /// The database of this name on the leader, created by a replicated entry when there is none.
@@ -284,16 +323,27 @@ impl Member {
         self.paused.store(true, Ordering::Release);
         self.leadership.send_modify(|now| now.open_term = None);
         for store in self.catalog.all() {
+            if store.damage().is_some() {
+                // It applies nothing; what it executed ahead is dropped with the leadership.
+                continue;
+            }
             let head = store.head();
             let waiting = store.wait_applied(head.version, store.epoch());
             waiting.resolved().await;
         }
     }
 
+    /// Takes back [`Member::pause_writes`]: where this member still leads, its slots open again.
+    pub(crate) fn resume_writes(&self) {
+        self.paused.store(false, Ordering::Release);
+        self.reconfirmation.notify_one();
+    }
+
     /// Folds what is applied into the base files now, and tells the core.
     pub async fn checkpoint(&self) -> Result<Option<u64>, Failure> {
-        let catalog = self.catalog.clone();
-        let done = self.env.executor.blocking(move || catalog.checkpoint()).await;
+        let (catalog, log) = (self.catalog.clone(), self.log.clone());
+        let checkpoint = move || catalog.checkpoint_behind(&|| wait_durable(&log));
+        let done = self.env.executor.blocking(checkpoint).await;
         let covered = match done {
             Some(Ok(covered)) => covered,
             Some(Err(error)) => return Err(error.into()),

@@ -235,6 +235,16 @@ impl Session {
         described.map_err(from_sql)
     }
 
+    /// Where another copy has taken this one's place (a snapshot, a repair), goes over to it.
+    fn follow_replacement(&mut self) {
+        if !self.database.store().is_retired() {
+            return;
+        }
+        if let Some(database) = self.member.find_database(self.database.store().name()) {
+            self.database = database;
+        }
+    }
+
     // ---- one statement
 
     /// Runs the first statement of `sql` where it belongs; how many bytes it took.
@@ -254,6 +264,7 @@ impl Session {
         if self.own.is_some() {
             return self.run_own(sql, params, cancel, sink, debts).await;
         }
+        self.follow_replacement();
         match kind_of(sql) {
             Kind::Own | Kind::Rollback => self.run_own(sql, params, cancel, sink, debts).await,
             Kind::Write => self.run_write(sql, params, cancel, sink, debts).await,
@@ -475,6 +486,7 @@ impl Session {
             }
         }
         self.member.leading_term()?;
+        self.follow_replacement();
         let own = self.database.own()?;
         own.connection.seed(&self.counters);
         self.own = Some(own);
@@ -513,6 +525,7 @@ impl Session {
     /// Waits for room in the run-ahead window.
     async fn room(&mut self, cancel: &Cancel) -> Result<(), Failure> {
         self.member.leading_term()?;
+        self.member.check_room()?;
         let (store, options) = (self.database.store(), self.member.options());
         loop {
             let (versions, bytes) = store.run_ahead();

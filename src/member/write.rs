@@ -1,12 +1,11 @@
-//! The write pipeline of the leader: the *write slot* of each database, first come, first served;
-//! its *write executor*, a lane with a warm SQLite connection for autocommit statements; and the
-//! *proposer*, the one task that appends published deltas to the log.
+//! The write pipeline of the leader up to the log: the *write slot* of each database, first come,
+//! first served, and its *write executor*, a lane with a warm SQLite connection for autocommit
+//! statements. What they publish is appended by [`super::propose`].
 //!
 //! A transaction that has published its delta gives the slot back at once: the next one runs on
 //! top of what no quorum has acknowledged yet. The session's answer waits; the slot does not.
 //!
-//! *Invariant*: one holder of a slot at a time; one task appends; deltas of a database are
-//! appended in the order of their versions, each in the term of its epoch.
+//! *Invariant*: one holder of a slot at a time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,20 +14,12 @@ use std::time::Duration;
 
 use futures::channel::oneshot;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
-use crate::base::{DeltaId, Executor, Lane, limits};
+use crate::base::{Executor, Lane};
 use crate::pages::Store;
-use crate::pages::store::Outgoing;
-use crate::raft::command::{self, DELTA_OVERHEAD_BYTES};
-use crate::raft::{WriteFailure, core::Written};
 use crate::sqlite::{Cancel, Connection};
 
-use super::{Failure, Member};
-
-/// Proposals whose end is still to be seen.
-const PROPOSALS_OPEN_MAX: usize = 4096;
+use super::Failure;
 
 const WAITING: u8 = 0;
 const STARTED: u8 = 1;
@@ -280,85 +271,6 @@ fn serve(shared: &Arc<Shared>, ticket: Ticket) {
             // Without a connection the job is dropped, and with it what its session waits on.
             let _ = shared.execute(job);
             shared.release();
-        }
-    }
-}
-
-// ---- the proposer
-
-struct Proposal {
-    store: Arc<Store>,
-    id: DeltaId,
-}
-
-/// Starts the one task that appends deltas, and the one that sees what came of them.
-pub fn spawn_proposer(member: &Arc<Member>) -> [JoinHandle<()>; 2] {
-    let (sender, receiver) = mpsc::channel(PROPOSALS_OPEN_MAX);
-    let outcomes = tokio::spawn(watch_proposals(member.clone(), receiver));
-    let member = member.clone();
-    let proposer = tokio::spawn(async move {
-        loop {
-            member.published.notified().await;
-            while propose_round(&member, &sender).await {}
-        }
-    });
-    [proposer, outcomes]
-}
-
-/// Gives every database its turn, one entry each. Whether there was anything to propose.
-async fn propose_round(
-    member: &Arc<Member>,
-    sender: &mpsc::Sender<(Result<Written, WriteFailure>, Vec<Proposal>)>,
-) -> bool {
-    let mut any = false;
-    for store in member.catalog.all() {
-        let Some(first) = store.take_outgoing() else { continue };
-        any = true;
-        let term = first.id.term;
-        let (bytes, proposals) = gather(&store, first);
-        let written = member.core.write(command::deltas(&bytes), term).await;
-        if sender.send((written, proposals)).await.is_err() {
-            return false;
-        }
-    }
-    any
-}
-
-/// As many deltas as one entry takes.
-fn gather(store: &Arc<Store>, first: Outgoing) -> (Vec<bytes::Bytes>, Vec<Proposal>) {
-    let mut size = 0;
-    let (mut bytes, mut proposals) = (Vec::new(), Vec::new());
-    let mut next = Some(first);
-    while let Some(outgoing) = next {
-        size += outgoing.bytes.len() + DELTA_OVERHEAD_BYTES;
-        proposals.push(Proposal { store: store.clone(), id: outgoing.id });
-        bytes.push(outgoing.bytes);
-        next = if size < limits::ENTRY_BYTES_MAX / 16 { store.take_outgoing() } else { None };
-    }
-    (bytes, proposals)
-}
-
-/// Sees what came of each proposal, in order. Success was told by apply; a failure rewinds.
-async fn watch_proposals(
-    member: Arc<Member>,
-    mut receiver: mpsc::Receiver<(Result<Written, WriteFailure>, Vec<Proposal>)>,
-) {
-    while let Some((written, proposals)) = receiver.recv().await {
-        let failure = match written {
-            Ok(written) => match written.applied().await {
-                Ok(_) => continue,
-                Err(failure) => failure,
-            },
-            Err(failure) => failure,
-        };
-        // A later epoch has other deltas: only the one that failed is rewound.
-        let stands = |proposal: &&Proposal| proposal.store.is_pending(proposal.id);
-        let Some(proposal) = proposals.iter().find(stands) else { continue };
-        member.reconfirm(proposal.id.term);
-        let ids: Vec<DeltaId> = proposals.iter().map(|proposal| proposal.id).collect();
-        match failure {
-            WriteFailure::NotAppended => proposal.store.rewind_not_appended(&ids),
-            WriteFailure::Unknown => proposal.store.rewind(),
         }
     }
 }

@@ -10,11 +10,12 @@ use futures::future::BoxFuture;
 
 use crate::base::NodeId;
 use crate::codec::{Malformed, Reader};
-use crate::disk::Disk;
-use crate::member::Member;
+use crate::disk::{Disk, Room};
+use crate::member::{Member, repair};
 use crate::raft::messages::Refusal;
 use crate::raft::peers::PeerHooks;
 use crate::raft::snapshot::SnapshotSink;
+use crate::raft::view::IncomingSink;
 
 use super::identity::StoredIdentity;
 
@@ -94,13 +95,22 @@ impl PeerHooks for Hooks {
                     let index = index.map_err(|failure| Refusal(failure.to_string()))?;
                     Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
                 }
+                repair::CALL_VIEW | repair::CALL_HASHES | repair::CALL_PAGES => {
+                    member.answer_repair(kind, &body).await
+                }
                 _ => Err(Refusal(format!("node {from} asked for something unknown here"))),
             }
         })
     }
 
     fn open_sink(&self, _from: NodeId) -> io::Result<Box<dyn SnapshotSink>> {
-        Err(io::Error::other("snapshots are not received yet"))
+        let starting = || io::Error::other("this node is starting");
+        let member = self.member.get().and_then(Weak::upgrade).ok_or_else(starting)?;
+        Ok(Box::new(IncomingSink::new(member.catalog().clone())))
+    }
+
+    fn may_lead(&self) -> bool {
+        self.member.get().and_then(Weak::upgrade).is_some_and(|member| member.may_lead())
     }
 
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {
@@ -108,7 +118,8 @@ impl PeerHooks for Hooks {
     }
 
     fn room_bytes(&self) -> u64 {
-        self.disk.available_bytes().unwrap_or(u64::MAX - 1)
+        let member = self.member.get().and_then(Weak::upgrade);
+        member.map_or(Room::PLENTY, |member| member.catalog().room().beyond_bytes())
     }
 }
 

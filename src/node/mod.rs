@@ -10,6 +10,7 @@
 //! bound; no connection is accepted before the state of before is applied.
 
 mod calls;
+mod checkpoints;
 pub mod config;
 mod identity;
 
@@ -28,9 +29,10 @@ use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
 use crate::raft::connection::{ConnectError, Dialer, Identity, connect};
 use crate::raft::frames::Channel;
+use crate::raft::holds::PurgeHolds;
 use crate::raft::lease::LeaseGuard;
 use crate::raft::log_store::LogStore;
-use crate::raft::machine::Machine;
+use crate::raft::machine::{Machine, purge as purge_log};
 use crate::raft::network::Network;
 use crate::raft::peers::PeerHandler;
 use crate::raft::{Core, Raft};
@@ -42,12 +44,6 @@ use calls::{Hooks, Joined};
 use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
-
-/// How often the need for a checkpoint is looked at.
-const CHECKPOINT_LOOK: Duration = Duration::from_millis(500);
-
-/// Page images rest in memory for at most about this long when nothing is written.
-const CHECKPOINT_IDLE: Duration = Duration::from_secs(3);
 
 /// A quorum round or a commit that takes longer has an unknown outcome.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +121,7 @@ impl Node {
             .map_err(|error| NodeError::Failed(error.to_string()))?;
         let catalog =
             Arc::new(Catalog::open(disk.clone()).map_err(|e| NodeError::Failed(e.to_string()))?);
+        finish_install(&log, &catalog)?;
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);
         log.set_purge_limit(recorded);
@@ -144,9 +141,13 @@ impl Node {
         let network =
             Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
         let disturbed = Arc::new(Notify::new());
-        let machine = Machine::new(catalog.clone(), env.executor, disturbed.clone());
-        let core = build(&stored, &timeouts, &network, &log, machine, &env).await?;
-        let space = TempSpace::new(disk.clone(), TEMP_BYTES_MAX);
+        let holds = PurgeHolds::new(env.clock.clone());
+        let (of, told) = (catalog.clone(), disturbed.clone());
+        let machine = Machine::new(of, log.clone(), holds.clone(), env.executor, told);
+        let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
+        machine.open_views();
+        let room = catalog.room().clone();
+        let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
         let member = Member::start(
             stored.id,
@@ -178,10 +179,11 @@ impl Node {
         };
         let mut tasks = vec![
             tokio::spawn(server::serve(listener, doors, stopping.subscribe())),
-            tokio::spawn(keep_checkpoints(
+            tokio::spawn(checkpoints::keep(
                 member.clone(),
                 log.clone(),
                 config.limits.clone(),
+                holds,
                 stopping.subscribe(),
             )),
         ];
@@ -292,6 +294,13 @@ fn identify(
     }
 }
 
+/// Tells the log of a snapshot whose install was interrupted and finished at this start.
+fn finish_install(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
+    let Some(last) = catalog.installed_at_start() else { return Ok(()) };
+    purge_log(log, last).map_err(failed("the log"))?;
+    catalog.forget_install().map_err(failed("incoming"))
+}
+
 /// A member started with addresses to join is no member of another cluster than theirs. Who does
 /// not answer within a moment is not waited for: members may be starting, too.
 async fn check_same_cluster(config: &Config, stored: &StoredIdentity) -> Result<(), NodeError> {
@@ -364,13 +373,14 @@ async fn build(
     timeouts: &Timeouts,
     network: &Network,
     log: &Log,
-    machine: Machine,
+    machine: &Machine,
     env: &Env,
 ) -> Result<Core, NodeError> {
     let config = raft_config(timeouts)
         .map_err(|error| NodeError::Configuration(format!("timeouts: {error}")))?;
     let store = LogStore::new(log.clone(), env.executor);
-    let built = Raft::build(stored.id, Arc::new(config), network.clone(), store, machine).await;
+    let built =
+        Raft::build(stored.id, Arc::new(config), network.clone(), store, machine.clone()).await;
     let raft = built.map_err(|error| NodeError::Failed(format!("consensus: {error}")))?;
     Ok(Core::new(stored.id, raft))
 }
@@ -427,60 +437,5 @@ async fn join(network: Network, addresses: Vec<String>, id: NodeId, address: Str
             }
         }
         tokio::time::sleep(JOIN_PAUSE).await;
-    }
-}
-
-/// Folds when enough has gathered or nothing has been written for a while, and lets the log
-/// forget what is folded and not kept for followers.
-async fn keep_checkpoints(
-    member: Arc<Member>,
-    log: Log,
-    limits: config::Limits,
-    mut stopping: watch::Receiver<bool>,
-) {
-    let mut seen = (None, Duration::ZERO);
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(CHECKPOINT_LOOK) => {}
-            _ = stopping.wait_for(|stop| *stop) => return,
-        }
-        let applied = member.catalog().applied().last;
-        let recorded = member.catalog().recorded().last;
-        let now = member.env().clock.monotonic();
-        if seen.0 != applied {
-            seen = (applied, now);
-        }
-        if applied == recorded {
-            continue;
-        }
-        let overlay_bytes = member.catalog().overlay_bytes() as u64;
-        let from = recorded.map_or(0, |last| last.index + 1);
-        let due = overlay_bytes > limits.overlay_bytes
-            || log.bytes_since(from) > limits.log_keep_bytes
-            || now.saturating_sub(seen.1) > CHECKPOINT_IDLE;
-        if !due {
-            continue;
-        }
-        match member.checkpoint().await {
-            Ok(Some(index)) => purge(&member, &log, index, limits.log_keep_bytes).await,
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "a checkpoint failed; it will be tried again"),
-        }
-    }
-}
-
-/// Forgets folded entries, but for the newest `keep_bytes` of the log.
-async fn purge(member: &Arc<Member>, log: &Log, folded: u64, keep_bytes: u64) {
-    let first = log.state().purged.map_or(0, |purged| purged.index + 1);
-    if log.bytes_since(first) <= keep_bytes || first > folded {
-        return;
-    }
-    let (mut low, mut high) = (first, folded + 1);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if log.bytes_since(middle) > keep_bytes { low = middle + 1 } else { high = middle }
-    }
-    if low > first {
-        member.core().purge(low - 1).await;
     }
 }

@@ -41,15 +41,26 @@ pub fn sums_path(name: &str) -> String {
 impl BaseFile {
     /// Opens the files of database `name`; creates them when they are not there.
     pub fn open(disk: &dyn Disk, name: &str, page_size: usize) -> io::Result<BaseFile> {
+        BaseFile::open_at(disk, "databases", &[pages_path(name), sums_path(name)], page_size)
+    }
+
+    /// Opens the files at the paths of pages and of hashes, both in `dir`; creates them when they
+    /// are not there.
+    pub fn open_at(
+        disk: &dyn Disk,
+        dir: &str,
+        [pages, sums]: &[String; 2],
+        page_size: usize,
+    ) -> io::Result<BaseFile> {
         let open = |path: &str| match disk.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let file = disk.create(path)?;
-                disk.sync_dir("databases")?;
+                disk.sync_dir(dir)?;
                 Ok(file)
             }
             other => other,
         };
-        let (pages, sums) = (open(&pages_path(name))?, open(&sums_path(name))?);
+        let (pages, sums) = (open(pages)?, open(sums)?);
         Ok(BaseFile { pages, sums, page_size })
     }
 

@@ -8,9 +8,12 @@
 //! above applied.
 //!
 //! What is where: [`page`] and [`delta`] are values; `overlay` holds images, `base_file` the
-//! file and its page hashes; [`store`] joins them into one database with snapshots, freezing,
-//! publishing, applying and rewinding; `fold` is the checkpoint of one database; [`catalog`]
-//! knows all databases and the node's checkpoint record.
+//! file and its page hashes; [`spill`] holds what is too much for memory; [`store`] joins them
+//! into one database with snapshots, publishing and rewinding; `freeze` makes a delta of what a
+//! transaction wrote, [`encoded`] its form on the way to Raft, `apply` a version of a delta or of
+//! its parts; `fold` is the checkpoint of one database; [`catalog`] knows all databases and the
+//! node's checkpoint record; [`view`] is what another member copies, [`incoming`] what this one
+//! receives, and `install` how that is put in place.
 //!
 //! It knows neither SQLite's calls nor Raft: a delta is bytes, a place in the log two numbers.
 //!
@@ -18,21 +21,32 @@
 //! base file that does not match its page hash; `applied` moves only over a delta whose database,
 //! base version, parent and digests all match.
 
+mod apply;
 mod base_file;
 pub mod catalog;
+#[cfg(test)]
+mod copies;
 pub mod delta;
+pub mod encoded;
 mod fold;
+mod freeze;
+pub mod incoming;
+mod install;
 mod overlay;
 pub mod page;
+pub mod spill;
 pub mod store;
+pub mod view;
 
 use std::io;
 
 use crate::base::Fate;
 
+pub use apply::Part;
 pub use catalog::Catalog;
+pub use freeze::{Freeze, Frozen};
 pub use page::PageNo;
-pub use store::{Freeze, Frozen, Point, Snapshot, Store};
+pub use store::{Point, Snapshot, Store};
 
 /// Why the page store cannot do what was asked.
 #[derive(Debug, thiserror::Error)]

@@ -45,20 +45,60 @@ type Chain = Vec<(u64, Option<Image>)>;
 pub struct Overlay {
     chains: PageMap<Chain>,
     base_version: u64,
-    images: usize,
+    held: Held,
     /// How many of them were at or below the base when it last moved.
     below_base: usize,
+}
+
+/// How many images are held, and where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// In memory.
+    pub heap: usize,
+    /// In files.
+    pub spilled: usize,
+}
+
+impl Held {
+    fn of(entries: &[(u64, Option<Image>)]) -> Held {
+        let mut held = Held::default();
+        entries.iter().filter_map(|(_, image)| image.as_ref()).for_each(|image| held.add(image));
+        held
+    }
+
+    fn add(&mut self, image: &Image) {
+        if image.body.is_spilled() {
+            self.spilled += 1;
+        } else {
+            self.heap += 1;
+        }
+    }
+
+    fn sum(&mut self, more: Held) {
+        self.heap += more.heap;
+        self.spilled += more.spilled;
+    }
+
+    fn sub(&mut self, less: Held) {
+        self.heap -= less.heap;
+        self.spilled -= less.spilled;
+    }
+
+    /// In memory and in files.
+    pub fn total(self) -> usize {
+        self.heap + self.spilled
+    }
 }
 
 impl Overlay {
     /// Nothing above a base at `base_version`.
     pub fn new(base_version: u64) -> Overlay {
-        Overlay { chains: PageMap::default(), base_version, images: 0, below_base: 0 }
+        Overlay { chains: PageMap::default(), base_version, held: Held::default(), below_base: 0 }
     }
 
     /// How many images are held.
-    pub fn len(&self) -> usize {
-        self.images
+    pub fn held(&self) -> Held {
+        self.held
     }
 
     /// How many images are held that only readers older than the base see.
@@ -76,15 +116,16 @@ impl Overlay {
     /// in `keep` (ascending) each keeps the newest image at or below it, and all above the last
     /// of `keep` stay.
     pub fn push(&mut self, page: PageNo, version: u64, image: Image, keep: &[u64]) {
-        let chain = self.chains.entry(page).or_default();
+        self.held.add(&image);
+        // Most pages have one image, and a large transaction has many pages.
+        let chain = self.chains.entry(page).or_insert_with(|| Vec::with_capacity(1));
         debug_assert!(chain.last().is_none_or(|(last, _)| *last < version));
         // Up to the last of `keep`; one image alone there is needed by it.
         let prefix = keep.last().map_or(0, |last| chain.partition_point(|(at, _)| at <= last));
         if prefix > 1 {
-            self.images -= prune(chain, prefix, keep);
+            self.held.sub(prune(chain, prefix, keep));
         }
         chain.push((version, Some(image)));
-        self.images += 1;
     }
 
     /// Whether one of the readers at `versions` sees of `page` what the base has.
@@ -94,12 +135,12 @@ impl Overlay {
 
     /// Adds what the base has of `page`, and is about to lose.
     pub fn preserve(&mut self, page: PageNo, image: Image) {
+        self.held.add(&image);
         let chain = self.chains.entry(page).or_default();
         match chain.iter_mut().find(|(_, image)| image.is_none()) {
             Some((_, mark)) => *mark = Some(image),
             None => chain.insert(0, (0, Some(image))),
         }
-        self.images += 1;
     }
 
     /// Drops the images of `page` above `version`: they never happened.
@@ -107,7 +148,7 @@ impl Overlay {
         if let Some(chain) = self.chains.get_mut(&page) {
             let kept = chain.partition_point(|(at, _)| *at <= version);
             // A mark is never above applied.
-            self.images -= chain.len() - kept;
+            self.held.sub(Held::of(chain.get(kept..).unwrap_or_default()));
             chain.truncate(kept);
             if chain.is_empty() {
                 self.chains.remove(&page);
@@ -134,7 +175,7 @@ impl Overlay {
     pub fn folded(&mut self, version: u64, page_count: u32, keep: &[u64]) {
         let before = std::mem::replace(&mut self.base_version, version);
         let older = &keep[..keep.partition_point(|k| *k < version)];
-        let (mut images, mut below) = (0, 0);
+        let (mut held, mut below) = (Held::default(), 0);
         self.chains.retain(|page, chain| {
             let mut prefix = chain.partition_point(|(at, _)| *at <= version);
             let folded = prefix.checked_sub(1).filter(|last| chain[*last].0 > before);
@@ -151,11 +192,14 @@ impl Overlay {
                 chain[prefix - 1].1 = None;
             }
             prune(chain, prefix, older);
-            images += images_in(chain);
-            below += images_in(&chain[..chain.partition_point(|(at, _)| *at <= version)]);
+            held.sum(Held::of(chain));
+            below += Held::of(&chain[..chain.partition_point(|(at, _)| *at <= version)]).total();
             !chain.is_empty()
         });
-        (self.images, self.below_base) = (images, below);
+        if self.chains.capacity() > 4 * self.chains.len().max(1024) {
+            self.chains.shrink_to_fit();
+        }
+        (self.held, self.below_base) = (held, below);
     }
 }
 
@@ -163,14 +207,10 @@ fn newest(chain: &Chain, version: u64) -> Option<&(u64, Option<Image>)> {
     chain.get(chain.partition_point(|(at, _)| *at <= version).checked_sub(1)?)
 }
 
-fn images_in(entries: &[(u64, Option<Image>)]) -> usize {
-    entries.iter().filter(|(_, image)| image.is_some()).count()
-}
-
 /// Keeps, of the first `prefix` entries in `chain`, the mark, and for each of `keep` the newest at
-/// or below it; a mark with nothing before it goes. Returns how many images were dropped.
-fn prune(chain: &mut Chain, prefix: usize, keep: &[u64]) -> usize {
-    let before = images_in(chain);
+/// or below it; a mark with nothing before it goes. Returns what was dropped.
+fn prune(chain: &mut Chain, prefix: usize, keep: &[u64]) -> Held {
+    let mut before = Held::of(chain);
     let mut needed: Vec<bool> = chain[..prefix].iter().map(|(_, image)| image.is_none()).collect();
     for version in keep {
         let at = chain.partition_point(|(v, _)| v <= version).min(prefix);
@@ -185,7 +225,8 @@ fn prune(chain: &mut Chain, prefix: usize, keep: &[u64]) -> usize {
     if chain.first().is_some_and(|(_, image)| image.is_none()) {
         chain.remove(0);
     }
-    before - images_in(chain)
+    before.sub(Held::of(chain));
+    before
 }
 
 #[cfg(test)]
@@ -197,7 +238,11 @@ mod tests {
     }
 
     fn seen(overlay: &Overlay, version: u64) -> Option<u8> {
-        overlay.find(1, version).map(|image| image.bytes[0])
+        overlay.find(1, version).map(|image| {
+            let mut byte = [0];
+            image.body.read(0, &mut byte).unwrap();
+            byte[0]
+        })
     }
 
     #[test]
@@ -208,7 +253,7 @@ mod tests {
             overlay.push(1, version, image(version as u8), &keep);
         }
         assert_eq!((seen(&overlay, 10), seen(&overlay, 100)), (Some(10), Some(100)));
-        assert_eq!(overlay.len(), 3);
+        assert_eq!(overlay.held().total(), 3);
     }
 
     #[test]
@@ -219,7 +264,7 @@ mod tests {
         }
         assert_eq!(seen(&overlay, 4), Some(4));
         overlay.rewind(1, 2);
-        assert_eq!((seen(&overlay, 5), overlay.len()), (Some(2), 1));
+        assert_eq!((seen(&overlay, 5), overlay.held().total()), (Some(2), 1));
     }
 
     /// An image kept for an old reader lay below the base after a fold and hid the folded page
@@ -236,9 +281,9 @@ mod tests {
         );
         overlay.push(1, 10, image(10), &[3, 8]);
         assert_eq!((seen(&overlay, 9), seen(&overlay, 10)), (None, Some(10)));
-        assert_eq!((overlay.len(), overlay.len_below_base()), (2, 1));
+        assert_eq!((overlay.held().total(), overlay.len_below_base()), (2, 1));
         overlay.folded(9, 1, &[9]);
-        assert_eq!((seen(&overlay, 10), overlay.len()), (Some(10), 1));
+        assert_eq!((seen(&overlay, 10), overlay.held().total()), (Some(10), 1));
     }
 
     #[test]
@@ -264,7 +309,7 @@ mod tests {
         overlay.folded(20, 1, &[5, 7, 10, 13]);
         assert_eq!(all(&overlay), [Some(10); 4]);
         overlay.folded(21, 1, &[21]);
-        assert_eq!(overlay.len(), 0);
+        assert_eq!(overlay.held().total(), 0);
     }
 
     /// The image at 3, kept for the reader at 3, hid the page that was folded at 8 from the reader
@@ -283,7 +328,7 @@ mod tests {
         overlay.folded(15, 1, &[3, 8, 15]);
         let all = |overlay: &Overlay| [3, 8, 12, 15].map(|version| seen(overlay, version));
         assert_eq!(all(&overlay), [Some(3), Some(7), Some(7), None]);
-        assert_eq!((overlay.len(), overlay.len_below_base()), (2, 2));
+        assert_eq!((overlay.held().total(), overlay.len_below_base()), (2, 2));
     }
 
     #[test]
@@ -291,8 +336,15 @@ mod tests {
         let mut overlay = Overlay::new(0);
         overlay.push(9, 3, image(3), &[0]);
         overlay.folded(5, 4, &[3, 5]);
-        assert_eq!(overlay.find(9, 3).map(|image| image.bytes[0]), Some(3));
+        assert_eq!(
+            overlay.find(9, 3).map(|image| {
+                let mut byte = [0];
+                image.body.read(0, &mut byte).unwrap();
+                byte[0]
+            }),
+            Some(3)
+        );
         overlay.folded(6, 4, &[6]);
-        assert_eq!(overlay.len(), 0);
+        assert_eq!(overlay.held().total(), 0);
     }
 }

@@ -1,8 +1,9 @@
 //! One database: its versions, snapshots of them, and the four ways a version changes hands:
-//! *freeze and publish* (a transaction here made a new head), *apply* (Raft committed a delta),
-//! *rewind* (everything above applied is dropped) and the fold of `fold.rs` (the base moves up).
+//! *freeze and publish* (a transaction here made a new head; `freeze.rs`), *apply* (Raft committed
+//! a delta; `apply.rs`), *rewind* (everything above applied is dropped) and the fold of `fold.rs`
+//! (the base moves up).
 //!
-//! Locks, always in this order: the publish permit, the overlay, the state. No lock is held
+//! Locks, always in this order: the stage, the publish permit, the overlay, the state. No lock is held
 //! across a disk write; a reader holds none while it reads the base file.
 //!
 //! *Invariant*: base <= applied <= head; `pending` holds exactly the versions above applied, in
@@ -16,15 +17,18 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use parking_lot::{Condvar, Mutex, RwLock};
 
-use crate::base::{DatabaseId, DatabaseName, DeltaId};
-use crate::codec::Reader;
+use crate::base::{DatabaseId, DatabaseName, DeltaId, limits};
 use crate::disk::{Disk, SqliteLock};
 
 use super::PagesError;
+use super::apply::Stage;
 use super::base_file::{BaseFile, BaseRead};
-use super::delta::{self, ChangedPage, DeltaHeader};
-use super::overlay::{Overlay, PageMap};
-use super::page::{Image, PageNo, page_hash};
+use super::encoded::{Encoded, Parts};
+use super::fold::Folded;
+use super::freeze::Frozen;
+use super::overlay::Overlay;
+use super::page::{Body, Image, PageNo, page_hash};
+use super::spill::SpillSpace;
 
 /// How many rewinds back the validity of an old snapshot can still be told.
 const REWINDS_REMEMBERED: usize = 64;
@@ -56,6 +60,8 @@ pub struct Place {
 pub enum ApplyOutcome {
     /// It made the next version.
     Applied,
+    /// It is a part, and others are to follow.
+    Staged,
     /// The fence refused it: it was made on a version that is not this database's last one.
     Refused,
     /// This replica is damaged and did not look: its applied version stays behind.
@@ -75,20 +81,24 @@ pub enum Resolution {
     },
 }
 
-/// A published delta on its way to Raft.
-#[derive(Clone, Debug)]
+/// A published delta, or a part of one, on its way to Raft.
+#[derive(Clone)]
 pub struct Outgoing {
-    /// The encoded delta.
-    pub bytes: Bytes,
-    /// Its id; the term in it is the term it must be appended in.
+    /// The delta's id; the term in it is the term it must be appended in.
     pub id: DeltaId,
+    /// The whole encoded delta; empty where it goes in parts.
+    pub bytes: Bytes,
+    /// Its parts and which of them it is, where it goes in parts.
+    pub part: Option<(Arc<Parts>, u32)>,
 }
 
-struct PendingVersion {
-    point: Point,
+pub(super) struct PendingVersion {
+    pub(super) point: Point,
     pages: Vec<PageNo>,
     proposed: bool,
-    bytes: Bytes,
+    /// How many of its parts were taken, where it goes in parts.
+    parts_taken: u32,
+    pub(super) encoded: Encoded,
 }
 
 #[derive(Clone, Copy)]
@@ -111,7 +121,7 @@ pub(super) struct State {
     open: Option<u64>,
     /// Never reset, so that no two deltas of one term share an id.
     sequence: u64,
-    pending: VecDeque<PendingVersion>,
+    pub(super) pending: VecDeque<PendingVersion>,
     unproposed: usize,
     pending_bytes: usize,
     rewinds: VecDeque<Rewind>,
@@ -174,10 +184,10 @@ impl State {
 }
 
 /// Whether the version that is being read still stands.
-type Stands<'a> = &'a dyn Fn() -> Result<(), PagesError>;
+pub(super) type Stands<'a> = &'a dyn Fn() -> Result<(), PagesError>;
 
 /// The applied version, as apply itself reads it: it cannot go.
-const APPLIED: Stands<'static> = &|| Ok(());
+pub(super) const APPLIED: Stands<'static> = &|| Ok(());
 
 /// One database on this member.
 pub struct Store {
@@ -199,14 +209,34 @@ pub struct Store {
     permit_taken: Mutex<bool>,
     permit_free: Condvar,
     damaged: AtomicBool,
+    retired: AtomicBool,
+    catching_up: AtomicBool,
     damage: Mutex<Option<String>>,
     pub(super) folding: Mutex<()>,
+    /// Locked before the publish permit.
+    pub(super) stage: Mutex<Option<Stage>>,
+    spill: Arc<SpillSpace>,
+    progress: AtomicU64,
 }
 
 impl Store {
     /// Opens a database whose base file is at `base`, reached by the delta at `place`.
     pub fn open(
         disk: Arc<dyn Disk>,
+        id: DatabaseId,
+        name: DatabaseName,
+        page_size: usize,
+        base: Point,
+        place: Place,
+    ) -> Result<Arc<Store>, PagesError> {
+        let spill = SpillSpace::new(disk.clone(), Arc::default(), limits::SPILL_BYTES_MAX);
+        Store::open_with(disk, spill, id, name, page_size, base, place)
+    }
+
+    /// The same, with large transactions in `spill`.
+    pub fn open_with(
+        disk: Arc<dyn Disk>,
+        spill: Arc<SpillSpace>,
         id: DatabaseId,
         name: DatabaseName,
         page_size: usize,
@@ -248,8 +278,13 @@ impl Store {
             permit_taken: Mutex::new(false),
             permit_free: Condvar::new(),
             damaged: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            catching_up: AtomicBool::new(false),
             damage: Mutex::new(None),
             folding: Mutex::new(()),
+            stage: Mutex::new(None),
+            spill,
+            progress: AtomicU64::new(0),
         }))
     }
 
@@ -294,9 +329,29 @@ impl Store {
         (state.pending.len(), state.pending_bytes)
     }
 
-    /// Bytes of page images in memory.
-    pub fn overlay_bytes(&self) -> usize {
-        self.overlay.read().len() * self.page_size
+    /// Bytes of page images above the base, and of older ones for readers.
+    pub fn overlay_bytes(&self) -> u64 {
+        let (heap, spilled) = self.overlay_held();
+        heap + spilled
+    }
+
+    /// The same: in memory, and in files.
+    pub fn overlay_held(&self) -> (u64, u64) {
+        let held = self.overlay.read().held();
+        let bytes = |images: usize| (images * self.page_size) as u64;
+        (bytes(held.heap), bytes(held.spilled))
+    }
+
+    /// By how much the base would grow if it were at the head.
+    pub(super) fn growth_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        let pages = state.head.page_count.max(state.applied.page_count);
+        u64::from(pages.saturating_sub(state.base.page_count)) * (self.page_size as u64 + 16)
+    }
+
+    /// Where images and deltas go that are too many for memory.
+    pub(super) fn spill(&self) -> &Arc<SpillSpace> {
+        &self.spill
     }
 
     /// Whether folding would move the base.
@@ -315,8 +370,10 @@ impl Store {
 
     /// Notes that this replica is damaged: from now on it serves nothing and applies nothing.
     pub fn set_damaged(&self, what: String) -> PagesError {
+        // A repaired copy that turns out to be damaged too is repaired again from the start.
+        let was_catching_up = self.catching_up.swap(false, Ordering::AcqRel);
         let mut damage = self.damage.lock();
-        if damage.is_none() {
+        if damage.is_none() || was_catching_up {
             tracing::error!(database = %self.name, %what,
                 "this member's copy of the database is damaged; it stops serving it");
             *damage = Some(what.clone());
@@ -325,7 +382,56 @@ impl Store {
         PagesError::Damaged { database: self.name.to_string(), what }
     }
 
-    fn check_damage(&self) -> Result<(), PagesError> {
+    /// Serves and applies nothing until [`Store::heal`], though nothing is wrong.
+    pub(super) fn hold_back(&self, why: &str) {
+        self.catching_up.store(true, Ordering::Release);
+        *self.damage.lock() = Some(why.to_owned());
+        self.damaged.store(true, Ordering::Release);
+    }
+
+    /// Whether it is a repaired copy that has yet to follow the log.
+    pub fn awaits_catching_up(&self) -> bool {
+        self.catching_up.load(Ordering::Acquire)
+    }
+
+    /// Ends what [`Store::hold_back`] began: the repaired copy has caught up.
+    pub fn heal(&self) {
+        self.catching_up.store(false, Ordering::Release);
+        *self.damage.lock() = None;
+        self.damaged.store(false, Ordering::Release);
+    }
+
+    /// Takes the place of `old`: no id of a delta is used again, and the slot opens only by a
+    /// confirmation, for deltas of `old` may still be on their way.
+    pub(super) fn succeed(&self, old: Option<&Store>) {
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
+        let used = old.map_or(0, |old| old.state.lock().sequence);
+        self.state.lock().sequence = used;
+    }
+
+    /// Another store has taken this one's place: it lives on for the readers that it has.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
+    }
+
+    /// Whether another store has taken this one's place (or the database was dropped).
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// What the base file is at.
+    pub(super) fn folded(&self) -> Folded {
+        let state = self.state.lock();
+        Folded { point: state.base, place: state.base_place }
+    }
+
+    pub(super) fn check_damage(&self) -> Result<(), PagesError> {
+        if self.is_retired() {
+            return Err(PagesError::Rewound);
+        }
         match self.damage() {
             None => Ok(()),
             Some(what) => Err(PagesError::Damaged { database: self.name.to_string(), what }),
@@ -361,7 +467,7 @@ impl Store {
     /// A page at a version that stands as long as `stands` says so, into `out` (one page long);
     /// its hash. What a version that was dropped or given up reads from the base means nothing:
     /// only then a mismatch is no damage.
-    fn read_page(
+    pub(super) fn read_page(
         &self,
         page: PageNo,
         version: u64,
@@ -370,9 +476,8 @@ impl Store {
     ) -> Result<u128, PagesError> {
         loop {
             let before = self.fold_count.load(Ordering::Acquire);
-            if let Some(image) = self.overlay.read().find(page, version) {
-                out.copy_from_slice(&image.bytes);
-                return Ok(image.hash);
+            if let Some(found) = self.find_image(page, version, out) {
+                return found;
             }
             let read = self.base.read(page, out)?;
             // A fold may have overtaken this read; then the page may be a newer one or torn.
@@ -399,8 +504,36 @@ impl Store {
         }
     }
 
+    /// A page's image in the overlay, into `out`.
+    fn find_image(
+        &self,
+        page: PageNo,
+        version: u64,
+        out: &mut [u8],
+    ) -> Option<Result<u128, PagesError>> {
+        let overlay = self.overlay.read();
+        let image = overlay.find(page, version)?;
+        if let Body::Heap(bytes) = &image.body {
+            out.copy_from_slice(bytes);
+            return Some(Ok(image.hash));
+        }
+        // Not to hold the lock while a file is read.
+        let image = image.clone();
+        drop(overlay);
+        Some(match image.body.read(0, out) {
+            Ok(()) if page_hash(page, out) == image.hash => Ok(image.hash),
+            Ok(()) => Err(self.set_damaged(format!("the image of page {page} was changed"))),
+            Err(error) => Err(error.into()),
+        })
+    }
+
     /// The hash of a page at a version, without reading the page.
-    fn hash_of(&self, page: PageNo, version: u64, stands: Stands<'_>) -> Result<u128, PagesError> {
+    pub(super) fn hash_of(
+        &self,
+        page: PageNo,
+        version: u64,
+        stands: Stands<'_>,
+    ) -> Result<u128, PagesError> {
         loop {
             let before = self.fold_count.load(Ordering::Acquire);
             if let Some(image) = self.overlay.read().find(page, version) {
@@ -508,7 +641,7 @@ impl Store {
         state.epoch
     }
 
-    fn take_permit(&self) -> PermitGuard<'_> {
+    pub(super) fn take_permit(&self) -> PermitGuard<'_> {
         let mut taken = self.permit_taken.lock();
         while *taken {
             self.permit_free.wait(&mut taken);
@@ -517,67 +650,14 @@ impl Store {
         PermitGuard { store: self }
     }
 
-    fn release_permit(&self) {
+    pub(super) fn release_permit(&self) {
         *self.permit_taken.lock() = false;
         self.permit_free.notify_one();
     }
 
-    /// Turns what a transaction wrote on top of `snapshot` into a delta, with the publish permit
-    /// held: from now on nothing can refuse it, and nothing may wait, until it is published or
-    /// dropped. `None` when nothing differs.
-    pub fn freeze(
-        &self,
-        snapshot: &Snapshot,
-        write: &Freeze,
-    ) -> Result<Option<Frozen>, PagesError> {
-        self.check_damage()?;
-        let before = snapshot.point;
-        let stands: Stands<'_> = &|| snapshot.check();
-        let mut body = vec![0; DeltaHeader::BYTES];
-        let mut images = Vec::with_capacity(write.pages.len());
-        let mut digest = before.digest;
-        let mut old = vec![0; self.page_size];
-        for page in write.page_numbers(before.page_count) {
-            let new: Arc<[u8]> = match write.pages.get(&page) {
-                Some(bytes) => bytes.clone(),
-                None => vec![0; self.page_size].into(),
-            };
-            if page == 1 {
-                self.check_first_page(&new, write.page_count)?;
-            }
-            if page <= before.page_count {
-                let old_hash = self.read_page(page, before.version, stands, &mut old)?;
-                if !delta::encode_changed(page, &old, &new, &mut body) {
-                    continue;
-                }
-                digest ^= old_hash;
-            } else {
-                delta::encode_whole(page, &new, &mut body);
-            }
-            let image = Image::new(page, new);
-            digest ^= image.hash;
-            images.push((page, image));
-        }
-        for page in write.page_count + 1..=before.page_count {
-            digest ^= self.hash_of(page, before.version, stands)?;
-        }
-        if images.is_empty() && write.page_count == before.page_count {
-            return Ok(None);
-        }
-        self.stamp(snapshot, write.page_count, digest, body, images).map(Some)
-    }
-
-    /// Takes the publish permit, checks that the snapshot is still the head of an open epoch and
-    /// gives the delta its identity.
-    fn stamp(
-        &self,
-        snapshot: &Snapshot,
-        page_count: u32,
-        digest: u128,
-        mut body: Vec<u8>,
-        images: Vec<(PageNo, Image)>,
-    ) -> Result<Frozen, PagesError> {
-        let permit = self.take_permit();
+    /// With the permit held: the identity of the delta that a transaction on `snapshot` makes, if
+    /// it may be published.
+    pub(super) fn identify(&self, snapshot: &Snapshot) -> Result<(u64, u64), PagesError> {
         let mut state = self.state.lock();
         let Some(term) = state.open else { return Err(PagesError::NotLeader) };
         if state.epoch != snapshot.epoch {
@@ -587,61 +667,13 @@ impl Store {
             return Err(PagesError::Refused("a second writer without the write slot"));
         }
         state.sequence += 1;
-        let id = DeltaId { term, sequence: state.sequence };
-        drop(state);
-        let before = snapshot.point;
-        let header = DeltaHeader {
-            database: self.id,
-            id,
-            parent: before.delta,
-            base_version: before.version,
-            page_count,
-            digest_before: before.digest,
-            digest_after: digest,
-            changed_count: u32::try_from(images.len())
-                .map_err(|_| PagesError::Refused("too many pages in one transaction"))?,
-        };
-        let mut encoded = Vec::with_capacity(DeltaHeader::BYTES);
-        header.encode(&mut encoded);
-        body[..DeltaHeader::BYTES].copy_from_slice(&encoded);
-        let point = Point { version: before.version + 1, page_count, digest, delta: id };
-        // The permit outlives this borrow: it is given back by publish or by dropping `Frozen`.
-        std::mem::forget(permit);
-        Ok(Frozen {
-            permit: Permit { store: snapshot.store.clone() },
-            point,
-            images,
-            bytes: body.into(),
-        })
-    }
-
-    fn check_first_page(&self, page: &[u8], page_count: u32) -> Result<(), PagesError> {
-        let [.., high, low, write_version, read_version, reserved] = &page[..21] else {
-            return Err(PagesError::Refused("the first page is too short"));
-        };
-        // The value 1 in the header stands for 65,536.
-        let header_size = match u16::from_be_bytes([*high, *low]) {
-            1 => 65_536,
-            size => usize::from(size),
-        };
-        if header_size != self.page_size {
-            return Err(PagesError::Refused("the page size of a database cannot be changed"));
-        }
-        if (*write_version, *read_version) != (1, 1) || *reserved != 0 {
-            return Err(PagesError::Refused("the file format of a database cannot be changed"));
-        }
-        let mut count = [0; 4];
-        count.copy_from_slice(&page[28..32]);
-        if u32::from_be_bytes(count) != page_count {
-            return Err(PagesError::Refused("the page count in the header is not the file's"));
-        }
-        Ok(())
+        Ok((term, state.sequence))
     }
 
     /// Links a frozen delta into the overlay as the new head; cannot fail. Returns the head's
     /// snapshot for the handle that published it, and where its author will be told its end.
     pub fn publish(self: &Arc<Store>, frozen: Frozen) -> (Snapshot, Waiting) {
-        let Frozen { permit, point, images, bytes } = frozen;
+        let Frozen { permit, point, images, encoded } = frozen;
         let mut overlay = self.overlay.write();
         let mut state = self.state.lock();
         let keep = state.keep();
@@ -652,9 +684,10 @@ impl Store {
         }
         assert_eq!(state.head.version + 1, point.version, "the permit guards the head");
         state.head = point;
-        state.pending_bytes += bytes.len();
+        state.pending_bytes += encoded.bytes();
         state.unproposed += 1;
-        state.pending.push_back(PendingVersion { point, pages, proposed: false, bytes });
+        let (proposed, parts_taken) = (false, 0);
+        state.pending.push_back(PendingVersion { point, pages, proposed, parts_taken, encoded });
         state.pin(point.version);
         let epoch = state.epoch;
         let waiting = state.wait(point.version);
@@ -664,15 +697,34 @@ impl Store {
         (snapshot, waiting)
     }
 
-    /// The next published delta that Raft has not been given yet.
+    /// The next published delta, or part of one, that Raft has not been given yet.
     pub fn take_outgoing(&self) -> Option<Outgoing> {
         let mut state = self.state.lock();
         let at = state.pending.len().checked_sub(state.unproposed)?;
         let pending = state.pending.get_mut(at)?;
         pending.proposed = true;
-        let outgoing = Outgoing { bytes: pending.bytes.clone(), id: pending.point.delta };
-        state.unproposed -= 1;
+        let (bytes, part, done) = match &pending.encoded {
+            Encoded::Whole(bytes) => (bytes.clone(), None, true),
+            Encoded::Parts(parts) => {
+                let number = pending.parts_taken;
+                pending.parts_taken += 1;
+                let done = pending.parts_taken == parts.count();
+                (Bytes::new(), Some((parts.clone(), number)), done)
+            }
+        };
+        let outgoing = Outgoing { id: pending.point.delta, bytes, part };
+        if done {
+            state.unproposed -= 1;
+        }
         Some(outgoing)
+    }
+
+    /// Whether what [`Store::take_outgoing`] would answer is a part.
+    pub fn next_is_part(&self) -> bool {
+        let state = self.state.lock();
+        let at = state.pending.len().checked_sub(state.unproposed);
+        let next = at.and_then(|at| state.pending.get(at));
+        next.is_some_and(|pending| matches!(pending.encoded, Encoded::Parts(_)))
     }
 
     /// Waits until `version`, seen in `epoch`, is applied or dropped. (Its author was given a wait
@@ -690,102 +742,37 @@ impl Store {
 
     // ---- every replica's side: apply
 
-    /// Applies a committed delta that stands at `place`. `bytes` is the whole encoded delta, of
-    /// which `header` was decoded.
-    pub fn apply(
-        &self,
-        header: &DeltaHeader,
-        bytes: &[u8],
-        place: Place,
-    ) -> Result<ApplyOutcome, PagesError> {
-        if self.damaged.load(Ordering::Acquire) {
-            return Ok(ApplyOutcome::Skipped);
+    /// If the delta is the oldest pending version: moves applied over it.
+    pub(super) fn advance_own(&self, id: DeltaId, digest: u128, place: Place) -> bool {
+        let mut state = self.state.lock();
+        let own = |front: &PendingVersion| front.point.delta == id && front.point.digest == digest;
+        if !state.pending.front().is_some_and(own) {
+            return false;
         }
-        {
-            let mut state = self.state.lock();
-            let applied = state.applied;
-            let fence = header.database == self.id
-                && header.base_version == applied.version
-                && header.parent == applied.delta;
-            if !fence {
-                let own = state.pending.iter_mut().find(|p| p.point.delta == header.id);
-                if let Some(own) = own {
-                    own.proposed = false;
-                    drop(state);
-                    self.rewind();
-                }
-                return Ok(ApplyOutcome::Refused);
-            }
-            let own = state.pending.front().is_some_and(|pending| {
-                pending.point.delta == header.id && pending.point.digest == header.digest_after
-            });
-            if own && let Some(pending) = state.pending.pop_front() {
-                state.pending_bytes -= pending.bytes.len();
-                state.unproposed = state.unproposed.min(state.pending.len());
-                state.applied = pending.point;
-                state.place = place;
-                state.resolve_waiters();
-                return Ok(ApplyOutcome::Applied);
-            }
-        }
-        self.rewind();
-        self.patch(header, bytes, place).map_err(|error| match error {
-            // Applied stays behind: what follows must be skipped, not refused by the fence.
-            PagesError::Io(error) => self.set_damaged(format!("cannot apply a delta: {error}")),
-            other => other,
-        })?;
-        Ok(ApplyOutcome::Applied)
+        let Some(pending) = state.pending.pop_front() else { return false };
+        state.pending_bytes -= pending.encoded.bytes();
+        state.unproposed = state.unproposed.min(state.pending.len());
+        state.applied = pending.point;
+        state.place = place;
+        state.resolve_waiters();
+        drop(state);
+        self.note_progress();
+        true
     }
 
-    /// Builds the new images of a foreign delta and moves applied over it.
-    fn patch(&self, header: &DeltaHeader, bytes: &[u8], place: Place) -> Result<(), PagesError> {
-        let before = self.applied();
-        if header.digest_before != before.digest {
-            return Err(self.set_damaged(format!(
-                "version {} has another digest than the leader's",
-                before.version
-            )));
+    /// A delta that the fence refused is certainly not applied: if it is one of ours, what was
+    /// executed on it is dropped.
+    pub(super) fn rewind_refused(&self, id: DeltaId) {
+        let mut state = self.state.lock();
+        if let Some(own) = state.pending.iter_mut().find(|pending| pending.point.delta == id) {
+            own.proposed = false;
+            drop(state);
+            self.rewind();
         }
-        let malformed = |error| self.set_damaged(format!("a committed delta is {error}"));
-        let mut reader = Reader::new(bytes);
-        DeltaHeader::decode(&mut reader).map_err(malformed)?;
-        let mut digest = before.digest;
-        let mut images = Vec::new();
-        for _ in 0..header.changed_count {
-            let changed = ChangedPage::decode(&mut reader).map_err(malformed)?;
-            let page = changed.number;
-            if page == 0 || page > header.page_count {
-                return Err(self.set_damaged(format!("a committed delta names page {page}")));
-            }
-            let mut content = vec![0; self.page_size];
-            if page <= before.page_count {
-                digest ^= if changed.is_whole() {
-                    self.hash_of(page, before.version, APPLIED)?
-                } else {
-                    self.read_page(page, before.version, APPLIED, &mut content)?
-                };
-            }
-            changed.patch(&mut content).map_err(malformed)?;
-            let image = Image::new(page, content.into());
-            digest ^= image.hash;
-            images.push((page, image));
-        }
-        reader.finish().map_err(malformed)?;
-        for page in header.page_count.saturating_add(1)..=before.page_count {
-            digest ^= self.hash_of(page, before.version, APPLIED)?;
-        }
-        if digest != header.digest_after {
-            return Err(self.set_damaged(format!(
-                "version {} came out with another digest than the leader's",
-                before.version + 1
-            )));
-        }
-        let point = Point {
-            version: before.version + 1,
-            page_count: header.page_count,
-            digest,
-            delta: header.id,
-        };
+    }
+
+    /// Moves applied to a version that was made from a foreign delta.
+    pub(super) fn link_applied(&self, point: Point, images: Vec<(PageNo, Image)>, place: Place) {
         let mut overlay = self.overlay.write();
         let mut state = self.state.lock();
         let keep = state.keep();
@@ -794,7 +781,21 @@ impl Store {
         }
         (state.applied, state.head, state.place) = (point, point, place);
         state.resolve_waiters();
-        Ok(())
+        drop((state, overlay));
+        self.note_progress();
+    }
+
+    pub(super) fn with_state<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
+        with(&mut self.state.lock())
+    }
+
+    pub(super) fn note_progress(&self) {
+        self.progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts deltas and parts of deltas that were applied: while it moves, a wait is not in vain.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
     }
 
     /// Reads every page of the applied version and compares hashes and digest. The digest it
@@ -804,8 +805,11 @@ impl Store {
         let mut page_bytes = vec![0; self.page_size];
         let mut digest = 0;
         for page in 1..=snapshot.point.page_count {
-            snapshot.read(page, 0, &mut page_bytes)?;
-            digest ^= page_hash(page, &page_bytes);
+            let (version, stands): (u64, Stands<'_>) =
+                (snapshot.point.version, &|| snapshot.check());
+            digest ^= self.read_page(page, version, stands, &mut page_bytes)?;
+            // The page of a snapshot that was given up meanwhile is another version's.
+            snapshot.check()?;
         }
         if digest != snapshot.point.digest {
             return Err(self.set_damaged("the digest of its pages is not the recorded one".into()));
@@ -814,61 +818,13 @@ impl Store {
     }
 }
 
-struct PermitGuard<'a> {
+pub(super) struct PermitGuard<'a> {
     store: &'a Store,
 }
 
 impl Drop for PermitGuard<'_> {
     fn drop(&mut self) {
         self.store.release_permit();
-    }
-}
-
-/// The publish permit, held between freezing and publishing.
-struct Permit {
-    store: Arc<Store>,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.store.release_permit();
-    }
-}
-
-/// What a transaction wrote: its pages and how many pages there are afterwards.
-#[derive(Default)]
-pub struct Freeze {
-    /// Written pages, each one page long.
-    pub pages: PageMap<Arc<[u8]>>,
-    /// Pages in the database afterwards.
-    pub page_count: u32,
-}
-
-impl Freeze {
-    /// The pages that the delta has to look at, ascending: those written, and those that came
-    /// into being by growth without being written.
-    fn page_numbers(&self, page_count_before: u32) -> Vec<PageNo> {
-        let mut numbers: Vec<PageNo> =
-            self.pages.keys().copied().filter(|page| *page <= self.page_count).collect();
-        let grown = page_count_before + 1..=self.page_count;
-        numbers.extend(grown.filter(|page| !self.pages.contains_key(page)));
-        numbers.sort_unstable();
-        numbers
-    }
-}
-
-/// A delta that is ready to be published. Dropping it instead is a rollback.
-pub struct Frozen {
-    permit: Permit,
-    point: Point,
-    images: Vec<(PageNo, Image)>,
-    bytes: Bytes,
-}
-
-impl Frozen {
-    /// The version it will make.
-    pub fn point(&self) -> Point {
-        self.point
     }
 }
 
@@ -943,6 +899,11 @@ impl Snapshot {
     pub fn is_head(&self) -> bool {
         let state = self.store.state.lock();
         state.epoch == self.epoch && state.head == self.point
+    }
+
+    /// The hash of a page, without reading it. The page must exist.
+    pub fn hash(&self, page: PageNo) -> Result<u128, PagesError> {
+        self.store.hash_of(page, self.point.version, &|| self.check())
     }
 
     /// Whether its version still stands and its pages are still kept.

@@ -4,6 +4,7 @@
 //! *Invariant*: `NotAppended` is said only of a command that is in no log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use openraft::{ChangeMembers, Instant as _, ServerState};
 
 use crate::base::NodeId;
 use crate::log::LogId;
+use crate::pages::Store;
 
 use super::machine::Machine;
 use super::types::{
@@ -134,6 +136,20 @@ impl Core {
         leads.then(|| acked.into_inner().elapsed())
     }
 
+    /// The voters that have acknowledged something of this node's within `age`; none where it does
+    /// not lead.
+    pub fn heard_lately(&self, age: Duration) -> Vec<NodeId> {
+        let metrics = self.metrics.borrow_watched();
+        let Some(heartbeat) = &metrics.heartbeat else { return Vec::new() };
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters
+            .filter(|id| {
+                let acked = heartbeat.get(id).and_then(Option::as_ref);
+                *id != self.id && acked.is_some_and(|at| at.into_inner().elapsed() <= age)
+            })
+            .collect()
+    }
+
     /// Waits until somebody else leads, the term changes, or the membership. `false` when the core
     /// has ended.
     pub async fn changed(&mut self) -> bool {
@@ -219,6 +235,37 @@ impl Core {
     /// Lets the log forget entries up to `index`.
     pub async fn purge(&self, index: u64) {
         let _ = self.raft.trigger().purge_log(index).await;
+    }
+
+    /// The other voter whose log reaches furthest, as far as this node as the leader knows.
+    pub fn successor(&self) -> Option<NodeId> {
+        let metrics = self.metrics.borrow_watched();
+        let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+        let replication = metrics.replication.as_ref()?;
+        let others = replication.iter().filter(|(id, _)| **id != self.id && voters.contains(id));
+        let furthest = others.max_by_key(|(_, matched)| matched.as_ref().map(log_id));
+        furthest.map(|(id, _)| *id)
+    }
+
+    /// Whether this node may campaign. (It votes all the same.)
+    pub fn set_candidate(&self, candidate: bool) {
+        self.raft.runtime_config().elect(candidate);
+    }
+
+    /// Lets a repaired copy follow the log to where the other databases are, and serve again.
+    pub async fn readmit(&self, store: Arc<Store>) -> io::Result<()> {
+        let stopped = |error: openraft::errors::Fatal<TypeConfig>| io::Error::other(error);
+        let machine = self.raft.with_state_machine(|machine| {
+            let machine = machine.clone();
+            Box::pin(async move { machine })
+        });
+        // Most of the way while other entries are being applied, the rest while none is.
+        machine.await.map_err(stopped)?.follow_aside(store.clone(), false).await?;
+        let last_step = self.raft.with_state_machine(move |machine| {
+            let machine = machine.clone();
+            Box::pin(async move { machine.follow_aside(store, true).await })
+        });
+        last_step.await.map_err(stopped)?
     }
 
     /// Hands leadership to another voter.

@@ -13,6 +13,8 @@
 //! | [`peers`] | the answering side |
 //! | [`snapshot`] | the seam between the state machine and the transport of snapshots |
 //! | [`transfer`] | that transport |
+//! | [`view`] | the page store's views and receptions as its source and sink |
+//! | [`holds`] | what keeps the log from being purged while a snapshot is on its way |
 //! | [`append`], [`calls`] | the two kinds of client under `network` |
 //! | [`connection`] | frames on a stream, the hello |
 //! | [`frames`], [`messages`] | the same as values: frames and what they say |
@@ -29,6 +31,7 @@ pub mod connection;
 pub mod core;
 pub mod fields;
 pub mod frames;
+pub mod holds;
 pub mod lease;
 pub mod log_store;
 pub mod machine;
@@ -39,6 +42,7 @@ pub mod peers;
 pub mod snapshot;
 pub mod transfer;
 pub mod types;
+pub mod view;
 
 pub use self::core::{Core, CoreView, Raft, WriteFailure};
 pub use types::{Command, Outcome};

@@ -123,6 +123,11 @@ pub trait PeerHooks: Send + Sync + 'static {
     /// A sink for a snapshot that node `from` is about to send. May block.
     fn open_sink(&self, from: NodeId) -> io::Result<Box<dyn SnapshotSink>>;
 
+    /// Whether this node may be handed leadership: not while a database is damaged here.
+    fn may_lead(&self) -> bool {
+        true
+    }
+
     /// A member of `cluster` has called this node, which belongs to none yet: remember it durably,
     /// or fail and stay outside. May block.
     fn join_cluster(&self, cluster: u64) -> io::Result<()>;
@@ -316,6 +321,11 @@ async fn answer(handler: &PeerHandler, from: NodeId, request: Request) -> Result
     let answer = match request {
         Request::Vote(vote) => handler.raft.vote(vote).await.map(|a| encode_vote_answer(&a)),
         Request::PreVote(vote) => handler.raft.pre_vote(vote).await.map(|a| encode_vote_answer(&a)),
+        Request::Transfer(transfer)
+            if *transfer.to_node_id() == handler.identity.node() && !handler.hooks.may_lead() =>
+        {
+            return Err(Refusal("a database is damaged on this node".to_owned()));
+        }
         Request::Transfer(transfer) => {
             handler.raft.transfer(transfer).await.map(|a| encode_transfer_answer(&a))
         }

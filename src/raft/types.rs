@@ -42,6 +42,8 @@ impl fmt::Debug for Command {
 pub enum Outcome {
     /// The delta was applied.
     Applied,
+    /// It is a part of a delta, and others are to follow.
+    Staged,
     /// The delta's base version was not the database's newest: certainly not applied.
     Refused,
     /// The database was created under this id.

@@ -59,6 +59,7 @@ impl From<Failure> for Refusal {
             Failure::EmptyStatement => code::NONE,
             Failure::Interrupted => code::INTERRUPT,
             Failure::BindParameters | Failure::RowsYielded | Failure::NonemptyTail => code::ERROR,
+            Failure::Damaged(_) => code::CORRUPT,
             Failure::Stopped(_) => code::IOERR,
         };
         Refusal { code, text: failure.to_string() }

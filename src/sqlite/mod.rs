@@ -21,3 +21,4 @@ pub use connection::{
 pub use link::{Published, Seen, View};
 pub use rusqlite::types::ValueRef;
 pub use temp::TempSpace;
+pub use vfs::give_back_memory;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::ffi;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Room};
 
 /// A temporary file up to this size stays in memory.
 const HEAP_BYTES_MAX: usize = 256 << 10;
@@ -28,12 +28,18 @@ pub struct TempSpace {
     disk: Arc<dyn Disk>,
     used_bytes: AtomicU64,
     bytes_max: u64,
+    room: Arc<Room>,
 }
 
 impl TempSpace {
     /// Room for `bytes_max` bytes of temporary files on `disk`.
     pub fn new(disk: Arc<dyn Disk>, bytes_max: u64) -> Arc<TempSpace> {
-        Arc::new(TempSpace { disk, used_bytes: AtomicU64::new(0), bytes_max })
+        TempSpace::with_room(disk, bytes_max, Arc::default())
+    }
+
+    /// The same, as long as `room` says that the disk has them.
+    pub fn with_room(disk: Arc<dyn Disk>, bytes_max: u64, room: Arc<Room>) -> Arc<TempSpace> {
+        Arc::new(TempSpace { disk, used_bytes: AtomicU64::new(0), bytes_max, room })
     }
 
     /// Runs `work`; temporary files that SQLite opens meanwhile are this node's.
@@ -51,6 +57,13 @@ impl TempSpace {
             return Err(ffi::SQLITE_FULL);
         }
         Ok(())
+    }
+
+    fn file(&self) -> Result<Arc<dyn DiskFile>, c_int> {
+        if self.room.is_short() {
+            return Err(ffi::SQLITE_FULL);
+        }
+        self.disk.temp().map_err(|error| code_of(&error))
     }
 }
 
@@ -117,6 +130,9 @@ impl TempFile {
                 bytes[start..end].copy_from_slice(data);
                 Ok(())
             }
+            Content::File(_) if self.space.as_ref().is_some_and(|space| space.room.is_short()) => {
+                Err(ffi::SQLITE_FULL)
+            }
             Content::File(file) => file.write_at(data, offset).map_err(|error| code_of(&error)),
         }
     }
@@ -128,7 +144,7 @@ impl TempFile {
         if self.size <= HEAP_BYTES_MAX as u64 {
             return Ok(());
         }
-        let file = space.disk.temp().map_err(|error| code_of(&error))?;
+        let file = space.file()?;
         file.write_at(bytes, 0).map_err(|error| code_of(&error))?;
         self.content = Content::File(file);
         Ok(())

@@ -62,7 +62,7 @@ pub fn ensure_registered() -> bool {
 
 /// How many bytes of `sql` its first statement takes, with its `;`. `None` when SQLite cannot
 /// compile it.
-pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &str) -> Option<usize> {
+pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &[u8]) -> Option<usize> {
     let len = c_int::try_from(sql.len()).ok()?;
     let start: *const c_char = sql.as_ptr().cast();
     let mut statement = std::ptr::null_mut();
@@ -80,6 +80,17 @@ pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &str) -> Op
         tail.offset_from(start)
     };
     usize::try_from(consumed).ok().filter(|bytes| *bytes <= sql.len())
+}
+
+/// Gives memory that nobody uses back to the machine: the allocator keeps what a large transaction
+/// or a burst of page images has left in it. Takes some milliseconds. (It is not SQLite's; it is
+/// here because this is the one file that calls C.)
+pub fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it takes no pointer, is safe on any thread, and leaves what is allocated alone.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
 
 /// What `last_insert_rowid()` says from now on.
@@ -117,17 +128,20 @@ struct MainFile {
     level: c_int,
     snapshot: Option<Snapshot>,
     written: Option<Freeze>,
-    written_bytes: u64,
     /// FCNTL_SYNC has passed over exactly what is in `written`.
     synced: bool,
     /// What it made of that, holding the publish permit; `None` where nothing differs.
     frozen: Option<Frozen>,
     /// The store, version and epoch that the pager's cache belongs to.
-    cached: Option<(usize, u64, u64)>,
+    cached: Option<CacheKey>,
+    /// What the pager's probe was answered last, if it holds for `cached`.
+    probed: Option<[u8; PROBE_BYTES]>,
 }
 
+type CacheKey = (usize, u64, u64);
+
 enum File {
-    Main(MainFile),
+    Main(Box<MainFile>),
     Temp(TempFile),
 }
 
@@ -140,10 +154,10 @@ impl MainFile {
             level: ffi::SQLITE_LOCK_NONE,
             snapshot: None,
             written: None,
-            written_bytes: 0,
             synced: false,
             frozen: None,
             cached: None,
+            probed: None,
         }
     }
 
@@ -194,37 +208,51 @@ impl MainFile {
         if end > self.link.page_size() {
             return Err(ffi::SQLITE_IOERR_READ);
         }
-        let written = self.written.as_ref().and_then(|w| w.pages.get(&page));
+        if offset == PROBE_OFFSET && out.len() == PROBE_BYTES {
+            return self.probe(out);
+        }
+        let written = self.written.as_ref().and_then(|written| written.page(page));
         let found = match written {
-            Some(bytes) => {
-                out.copy_from_slice(&bytes[within..end]);
+            Some(body) => {
+                body.read(within, out).map_err(|error| self.fail(error.into()))?;
                 true
             }
             None => self.with_snapshot(|snapshot| snapshot.read(page, within, out))?,
         };
         if !found {
             out.fill(0);
-            return Ok(false);
         }
-        if offset == PROBE_OFFSET && out.len() == PROBE_BYTES {
-            self.answer_probe(out);
-        }
-        Ok(true)
+        Ok(found)
     }
 
     /// The pager asks whether its cache is valid by reading 16 bytes that every commit changes.
     /// After a rewind another history can have the same ones: so they are inverted once whenever
     /// the version or epoch is not the one the cache was filled from, which resets the cache.
-    fn answer_probe(&mut self, out: &mut [u8]) {
-        let Some(snapshot) = &self.snapshot else { return };
-        let store = Arc::as_ptr(snapshot.store()).addr();
-        let now = Some((store, snapshot.point().version, snapshot.epoch()));
-        if self.cached != now {
-            for byte in out {
-                *byte = !*byte;
-            }
+    fn probe(&mut self, out: &mut [u8]) -> Result<bool, c_int> {
+        let now = self.snapshot.as_ref().map(|snapshot| {
+            let store = Arc::as_ptr(snapshot.store()).addr();
+            (store, snapshot.point().version, snapshot.epoch())
+        });
+        let valid = now.is_some() && self.cached == now;
+        if valid && let Some(probed) = &self.probed {
+            self.with_snapshot(Snapshot::check)?;
+            out.copy_from_slice(probed);
+            return Ok(true);
         }
-        self.cached = now;
+        // Asked when a transaction begins: nothing is written yet.
+        let within = PROBE_OFFSET as usize;
+        if !self.with_snapshot(|snapshot| snapshot.read(1, within, out))? {
+            out.fill(0);
+            return Ok(false);
+        }
+        self.probed = None;
+        if valid {
+            self.probed = <[u8; PROBE_BYTES]>::try_from(&*out).ok();
+        } else if now.is_some() {
+            out.iter_mut().for_each(|byte| *byte = !*byte);
+            self.cached = now;
+        }
+        Ok(true)
     }
 
     fn write(&mut self, offset: i64, data: &[u8]) -> Code {
@@ -236,17 +264,24 @@ impl MainFile {
             return Err(self.fail(PagesError::Refused("a write that is not one whole page")));
         }
         self.thaw();
-        let page_count = self.page_count()?;
-        let written =
-            self.written.get_or_insert_with(|| Freeze { page_count, ..Freeze::default() });
-        if written.pages.insert(page, data.into()).is_none() {
-            self.written_bytes += data.len() as u64;
-            if self.written_bytes > self.link.transaction_bytes_max() {
-                return Err(ffi::SQLITE_FULL);
-            }
+        let bytes_max = self.link.transaction_bytes_max();
+        let written = self.written()?;
+        let kept = written.write(page, data);
+        let bytes = written.bytes();
+        kept.map_err(|error| self.fail(error.into()))?;
+        if bytes > bytes_max {
+            return Err(ffi::SQLITE_FULL);
         }
-        written.page_count = written.page_count.max(page);
         Ok(())
+    }
+
+    /// What the open transaction has written.
+    fn written(&mut self) -> Result<&mut Freeze, c_int> {
+        if self.written.is_none() {
+            let page_count = self.page_count()?;
+            self.written = Some(Freeze::new(self.link.store(), page_count));
+        }
+        self.written.as_mut().ok_or(ffi::SQLITE_INTERNAL)
     }
 
     fn truncate(&mut self, size: i64) -> Code {
@@ -261,10 +296,7 @@ impl MainFile {
             return Ok(());
         }
         self.thaw();
-        let written =
-            self.written.get_or_insert_with(|| Freeze { page_count: now, ..Freeze::default() });
-        written.page_count = page_count;
-        written.pages.retain(|page, _| *page <= page_count);
+        self.written()?.truncate(page_count);
         Ok(())
     }
 
@@ -277,7 +309,7 @@ impl MainFile {
 
     fn page_count(&self) -> Result<u32, c_int> {
         match (&self.written, &self.snapshot) {
-            (Some(written), _) => Ok(written.page_count),
+            (Some(written), _) => Ok(written.page_count()),
             (None, Some(snapshot)) => Ok(snapshot.point().page_count),
             (None, None) => Ok(self.take_snapshot()?.point().page_count),
         }
@@ -313,7 +345,6 @@ impl MainFile {
             // Not published: a rollback.
             self.thaw();
             self.written = None;
-            self.written_bytes = 0;
         }
         if level == ffi::SQLITE_LOCK_NONE {
             self.snapshot = None;
@@ -328,15 +359,9 @@ impl MainFile {
         let (Some(written), Some(snapshot)) = (&mut self.written, &self.snapshot) else {
             return Ok(());
         };
-        if let Some(first) = written.pages.get(&1)
-            && let Some(bytes) = first.get(28..32)
-        {
-            // VACUUM announces here the size it will cut the file to.
-            let mut count = [0; 4];
-            count.copy_from_slice(bytes);
-            written.page_count = u32::from_be_bytes(count);
-        }
-        let frozen = snapshot.store().freeze(snapshot, written);
+        // VACUUM announces in page 1 the size that it will cut the file to.
+        let announced = written.announce();
+        let frozen = announced.and_then(|()| snapshot.store().freeze(snapshot, written));
         self.frozen = frozen.map_err(|error| self.fail(error))?;
         self.synced = true;
         Ok(())
@@ -347,13 +372,14 @@ impl MainFile {
         if self.written.is_some() && !self.synced {
             self.link.stop_node("a transaction commits what was never frozen");
         }
-        (self.written, self.written_bytes, self.synced) = (None, 0, false);
+        (self.written, self.synced) = (None, false);
         // Pages that were written but equal to the old ones replicate nothing.
         let Some(frozen) = self.frozen.take() else { return };
         let Some(store) = self.snapshot.as_ref().map(|s| s.store().clone()) else { return };
         let (snapshot, waiting) = store.publish(frozen);
         let address = Arc::as_ptr(&store).addr();
         self.cached = Some((address, snapshot.point().version, snapshot.epoch()));
+        self.probed = None;
         self.link.note_published(&snapshot, waiting);
         self.snapshot = Some(snapshot);
     }
@@ -405,8 +431,9 @@ unsafe extern "C" fn x_open(
             let name = unsafe { CStr::from_ptr(name) };
             let id = name.to_str().ok().and_then(|text| text.parse::<u64>().ok());
             let link = id.and_then(|id| LINKS.lock().remove(&id));
-            File::Main(MainFile::new(link.ok_or(ffi::SQLITE_CANTOPEN)?))
-        } else if name.is_null() {
+            File::Main(Box::new(MainFile::new(link.ok_or(ffi::SQLITE_CANTOPEN)?)))
+        } else if name.is_null() || flags & ffi::SQLITE_OPEN_MAIN_JOURNAL != 0 {
+            // A rollback journal too: it is of use to its own connection only.
             File::Temp(TempFile::new())
         } else {
             return Err(ffi::SQLITE_CANTOPEN);

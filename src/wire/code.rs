@@ -16,6 +16,8 @@ pub const BUSY_SNAPSHOT: u64 = 517;
 pub const INTERRUPT: u64 = 9;
 /// SQLITE_IOERR, with [`EXEC_FAILED`].
 pub const IOERR: u64 = 10;
+/// SQLITE_CORRUPT: the member's copy of the database is damaged.
+pub const CORRUPT: u64 = 11;
 /// SQLITE_NOTFOUND: no database open, or no such statement id.
 pub const NOTFOUND: u64 = 12;
 /// SQLITE_PROTOCOL, only with [`BAD_FORMAT`] in answers to Describe.

@@ -13,7 +13,7 @@ use quire::log::LogId;
 use quire::pages::catalog::Applied;
 use quire::pages::delta::DeltaHeader;
 use quire::pages::store::{ApplyOutcome, Outgoing, Place};
-use quire::pages::{Catalog, PagesError, Snapshot, Store};
+use quire::pages::{Catalog, PagesError, Part, Snapshot, Store};
 use quire::sqlite::{
     Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, Surplus, TempSpace,
     Value, ValueRef, View,
@@ -73,8 +73,15 @@ impl Member {
 
 /// Applies a delta to a store.
 pub fn apply(store: &Store, outgoing: &Outgoing, index: u64) -> ApplyOutcome {
-    let header = DeltaHeader::decode(&mut codec::Reader::new(&outgoing.bytes)).unwrap();
-    store.apply(&header, &outgoing.bytes, Place { index, ordinal: 1 }).unwrap()
+    let place = Place { index, ordinal: 1 };
+    let Some((parts, number)) = &outgoing.part else {
+        let header = DeltaHeader::decode(&mut codec::Reader::new(&outgoing.bytes)).unwrap();
+        return store.apply(&header, &outgoing.bytes, place).unwrap();
+    };
+    let (bytes, last) = (parts.read(*number).unwrap(), number + 1 == parts.count());
+    let (database, id, number) = (store.id(), outgoing.id, *number);
+    let part = Part { database, id, number, last, bytes: &bytes };
+    store.apply_part(&part, place, &Applied::default()).unwrap()
 }
 
 /// A leader and a follower that only applies deltas.
@@ -147,7 +154,9 @@ impl Replicas {
         while let Some(outgoing) = self.leader.store.take_outgoing() {
             self.index += 1;
             for member in [&self.leader, &self.follower] {
-                assert_eq!(member.apply(&outgoing, self.index), ApplyOutcome::Applied);
+                let outcome = member.apply(&outgoing, self.index);
+                let parts = outgoing.part.is_some() && outcome == ApplyOutcome::Staged;
+                assert!(outcome == ApplyOutcome::Applied || parts);
             }
         }
     }
@@ -180,7 +189,7 @@ impl Replicas {
 /// A snapshot and what it must show for as long as it lives.
 pub struct Reader {
     pub snapshot: Snapshot,
-    pages: Vec<Vec<u8>>,
+    pub pages: Vec<Vec<u8>>,
 }
 
 impl Reader {

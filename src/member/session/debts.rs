@@ -9,7 +9,7 @@ use std::time::Duration;
 use rusqlite::ffi;
 
 use crate::pages::Store;
-use crate::pages::store::Resolution;
+use crate::pages::store::{Resolution, Waiting};
 use crate::sqlite::{Connection, Published, Seen, SqlError};
 
 use super::super::{Failure, Member};
@@ -50,10 +50,10 @@ impl Debts {
         let (published, seen) = (std::mem::take(&mut self.published), self.seen.take());
         let any = !published.is_empty();
         for delta in published {
-            match tokio::time::timeout(limit, delta.waiting.resolved()).await {
-                Ok(Resolution::Applied) => {}
-                Ok(Resolution::Dropped { proposed: false }) => return Err(Failure::NotLeader),
-                Ok(Resolution::Dropped { proposed: true }) | Err(_) => {
+            match resolve(store, delta.waiting, limit).await {
+                Some(Resolution::Applied) => {}
+                Some(Resolution::Dropped { proposed: false }) => return Err(Failure::NotLeader),
+                Some(Resolution::Dropped { proposed: true }) | None => {
                     return Err(Failure::LeadershipLost);
                 }
             }
@@ -70,10 +70,24 @@ impl Debts {
 
 async fn wait_version(store: &Arc<Store>, seen: Seen, limit: Duration) -> Result<(), Failure> {
     let waiting = store.wait_applied(seen.version, seen.epoch);
-    match tokio::time::timeout(limit, waiting.resolved()).await {
-        Ok(Resolution::Applied) => Ok(()),
+    match resolve(store, waiting, limit).await {
+        Some(Resolution::Applied) => Ok(()),
         // Whatever was computed on it changed nothing.
-        Ok(Resolution::Dropped { .. }) | Err(_) => Err(Failure::NotLeader),
+        Some(Resolution::Dropped { .. }) | None => Err(Failure::NotLeader),
+    }
+}
+
+/// How a wait ends; `None` when nothing at all was applied to the database for as long as `limit`.
+/// (A large transaction takes as long as it takes, but its parts arrive.)
+async fn resolve(store: &Store, waiting: Waiting, limit: Duration) -> Option<Resolution> {
+    let mut resolved = std::pin::pin!(waiting.resolved());
+    loop {
+        let progress = store.progress();
+        match tokio::time::timeout(limit, &mut resolved).await {
+            Ok(resolution) => return Some(resolution),
+            Err(_) if store.progress() != progress => {}
+            Err(_) => return None,
+        }
     }
 }
 
