@@ -341,14 +341,13 @@ fn large() -> (Replicas, Connection, common::hook::HookDisk) {
     (replicas, writer, hook)
 }
 
-/// A reader whose pages had to go read whatever was in the base just then, and where the file
-/// had become shorter that was taken for damage: the whole replica stopped serving. And for a
-/// reader once given up images went on to be kept, fold after fold.
+/// For a reader once given up images went on to be kept, fold after fold.
 #[test]
 fn a_reader_that_is_too_old_is_told_so_and_costs_nothing_more() {
     let (mut replicas, writer, hook) = large();
     let store = replicas.leader.store.clone();
     let (old, other) = (replicas.own_reader(&store), store.snapshot_applied().unwrap());
+    let held = store.snapshot_applied().unwrap();
     run(&old, "BEGIN");
     assert_eq!(one(&old, "SELECT count(*) FROM t"), "1300");
     run(&writer, "UPDATE t SET x = zeroblob(64000); DELETE FROM t WHERE id > 1200; VACUUM");
@@ -381,10 +380,36 @@ fn a_reader_that_is_too_old_is_told_so_and_costs_nothing_more() {
         replicas.commit();
         replicas.leader.checkpoint();
         assert_eq!(store.overlay_bytes(), 0, "nothing is kept for a reader that was given up");
+        assert!(matches!(held.check(), Err(PagesError::SnapshotTooOld)));
     }
     old.roll_back();
     assert_eq!(one(&old, "SELECT count(*) FROM t"), "1200");
     assert_eq!(store.damage(), None);
+}
+
+/// A reader that was given up while it was reading read past the end of the file, which had become
+/// shorter. That was taken for damage, and the whole replica stopped serving.
+#[test]
+fn a_reader_given_up_in_the_middle_of_a_read_is_no_damage() {
+    let (mut replicas, writer, hook) = large();
+    let store = replicas.leader.store.clone();
+    let old = store.snapshot_applied().unwrap();
+    run(&writer, "UPDATE t SET x = zeroblob(64000); DELETE FROM t WHERE id > 1200; VACUUM");
+    replicas.commit();
+    let last_page = old.point().page_count;
+    let catalog = Arc::new(replicas.leader.catalog);
+    let mut once = Some(catalog.clone());
+    hook.set(move |_| {
+        if let Some(catalog) = once.take() {
+            catalog.checkpoint().unwrap();
+        }
+    });
+    let mut bytes = vec![0; 65_536];
+    let read = old.read(last_page, 0, &mut bytes);
+    hook.clear();
+    assert!(matches!(read, Err(PagesError::SnapshotTooOld)), "{read:?}");
+    assert_eq!(store.damage(), None);
+    assert_eq!(store.verify().unwrap(), store.applied());
 }
 
 /// A snapshot of the head is dropped by a rewind while it reads the base; another leader's
@@ -430,4 +455,61 @@ fn a_dropped_snapshot_that_reads_past_the_end_is_no_damage() {
     assert_eq!(store.damage(), None);
     assert_eq!(store.verify().unwrap(), replicas.follower.store.applied());
     assert_eq!(query(&reader, "SELECT count(*) FROM t"), [["3"]]);
+}
+
+/// Between not finding an image and reading the base a whole fold can pass: the page that is read
+/// then is sound, and of another version.
+#[test]
+fn a_fold_that_overtakes_a_read() {
+    for page in 1..=12 {
+        let mut replicas = Replicas::new();
+        let (member, hook) = Member::hooked(4096);
+        replicas.follower = member;
+        let writer = replicas.writer();
+        fill(&writer, 50);
+        replicas.replicate();
+        replicas.follower.checkpoint();
+        let store = replicas.follower.store.clone();
+        let reader = Reader::at_applied(&store);
+        run(&writer, "UPDATE t SET x = randomblob(850)");
+        let delta = replicas.leader.store.take_outgoing().unwrap();
+        let catalog = Arc::new(replicas.follower.catalog);
+        let (folding, mut folded) = (catalog.clone(), false);
+        hook.set(move |event| {
+            if matches!(event, Event::Read(_)) && !std::mem::replace(&mut folded, true) {
+                assert_eq!(apply(&store, &delta, 100), ApplyOutcome::Applied);
+                folding.applied().last = None;
+                folding.checkpoint().unwrap();
+            }
+        });
+        let mut bytes = vec![0; 4096];
+        assert!(reader.snapshot.read(page, 0, &mut bytes).unwrap());
+        assert!(bytes == reader.pages[page as usize - 1]);
+        hook.clear();
+        reader.check();
+    }
+}
+
+/// With one old reader open and nothing pruned, thousands of one-row updates kept two images each.
+#[test]
+fn an_old_reader_keeps_its_own_images_and_no_others() {
+    let mut replicas = Replicas::new();
+    let writer = replicas.writer();
+    fill(&writer, 50);
+    replicas.replicate();
+    let readers = [&replicas.leader, &replicas.follower].map(|m| Reader::at_applied(&m.store));
+    let before = replicas.leader.store.overlay_bytes();
+    for _ in 0..300 {
+        for id in 1..=10 {
+            run(&writer, &format!("UPDATE t SET x = randomblob(900) WHERE id = {id}"));
+        }
+        replicas.commit();
+    }
+    for member in [&replicas.leader, &replicas.follower] {
+        // The reader's, the applied ones, and what the last few transactions added.
+        assert!(member.store.overlay_bytes() <= 2 * before + 20 * 4096);
+    }
+    readers.iter().for_each(Reader::check);
+    drop(readers);
+    replicas.compare();
 }

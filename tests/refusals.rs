@@ -144,7 +144,8 @@ fn pragmas_act_every_time() {
     let replicas = Replicas::new();
     let own = replicas.writer();
     for _ in 0..3 {
-        for size in ["10", "-500"] {
+        // By itself: setting a flag below has every cached statement prepared again.
+        for size in ["10", "-500", "10", "-500"] {
             run(&own, &format!("PRAGMA cache_size={size}"));
             assert!(own.notes().keeps_connection);
             assert_eq!(one(&own, "PRAGMA cache_size"), size);

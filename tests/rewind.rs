@@ -406,3 +406,55 @@ fn a_disk_error_in_apply_is_damage_not_refusal() {
     disk.heal();
     assert_eq!(apply(store, &deltas[1], 10), ApplyOutcome::Skipped);
 }
+
+/// Leadership comes and goes in one thread while another commits: whoever holds the publish permit
+/// gives it back, and the follower, who only sees what was committed, ends with the same.
+#[test]
+fn rewinds_while_another_thread_commits() {
+    let (mut replicas, writer) = replicas();
+    drop(writer);
+    let (leader, follower) = (&replicas.leader.store, &replicas.follower.store);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut index = 100;
+    let (mut applied, mut rewinds) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut row = 1000;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let writer = replicas.writer();
+                let mut failed = false;
+                while !failed && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    row += 1;
+                    let sql = match row % 3 {
+                        0 => format!("BEGIN; INSERT INTO t VALUES({row}); COMMIT"),
+                        1 => format!("INSERT INTO t VALUES({row})"),
+                        _ => "DELETE FROM t WHERE a > 1000 AND a % 2".to_owned(),
+                    };
+                    failed = common::try_run(&writer, &sql, &[]).is_err();
+                }
+            }
+        });
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < std::time::Duration::from_secs(1) {
+            for _ in 0..20 {
+                let Some(delta) = leader.take_outgoing() else { break };
+                index += 1;
+                let outcome = apply(leader, &delta, index);
+                assert_eq!(apply(follower, &delta, index), outcome);
+                applied += u32::from(outcome == ApplyOutcome::Applied);
+            }
+            if applied % 7 == 0 {
+                leader.rewind();
+                leader.open_slot(1);
+                rewinds += 1;
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert!(applied > 50 && rewinds > 20, "{applied} {rewinds}");
+    leader.rewind();
+    leader.open_slot(1);
+    replicas.index = index;
+    run(&replicas.writer(), "INSERT INTO t VALUES(5)");
+    replicas.replicate();
+}

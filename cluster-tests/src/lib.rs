@@ -19,7 +19,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use quire::driver::{self, Client};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -191,11 +191,18 @@ impl Cluster {
         self.node_mut(id).end(Signal::TERM)
     }
 
-    /// Pauses node `id` (SIGSTOP).
+    /// Pauses node `id` (SIGSTOP), and waits until each of its threads has stopped: the signal
+    /// alone lets them answer for another moment.
     pub fn pause(&mut self, id: usize) -> Result<()> {
         let node = self.node_mut(id);
         node.signal(Signal::STOP)?;
         node.paused = true;
+        let pid = node.child.as_ref().map(Child::id).context("a node that runs")?;
+        let deadline = Instant::now() + PATIENCE;
+        while !all_threads_stopped(pid)? {
+            ensure!(Instant::now() < deadline, "node {id} does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -276,10 +283,12 @@ impl Cluster {
 
     /// Runs a `quire` command, `--server` with all addresses added, and returns what it printed.
     pub fn quire(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new(program()?);
-        let (name, rest) = arguments.split_first().context("no command")?;
-        command.arg(name).args(["--server", &self.servers()]).args(rest);
-        Ok(command.stdin(Stdio::null()).output()?)
+        quire_on(&self.servers(), arguments)
+    }
+
+    /// The same with the address of node `id` alone.
+    pub fn quire_at(&self, id: usize, arguments: &[&str]) -> Result<Output> {
+        quire_on(self.address(id), arguments)
     }
 
     /// The log of node `id` so far, all its lives together.
@@ -383,6 +392,25 @@ impl Node {
 
 fn duplicate(file: &File) -> Result<Stdio> {
     Ok(file.try_clone()?.into())
+}
+
+fn all_threads_stopped(pid: u32) -> Result<bool> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // One that has ended meanwhile has stopped as well.
+        let status = std::fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
+        let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+        if state.is_some_and(|state| !state.trim_start().starts_with(['T', 't', 'Z', 'X'])) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program()?);
+    let (name, rest) = arguments.split_first().context("no command")?;
+    command.arg(name).args(["--server", servers]).args(rest);
+    Ok(command.stdin(Stdio::null()).output()?)
 }
 
 /// Asks `condition` again and again until it answers something; an error after [`PATIENCE`].

@@ -73,3 +73,12 @@ fn a_node_whose_address_is_taken() {
     assert!(lines.len() == 1 && lines[0].contains(&address), "{stderr}");
     assert!(!dir.path().join("data").exists(), "something was written");
 }
+
+#[test]
+fn a_new_directory_without_a_word_on_what_it_is_for() {
+    refused(
+        &["serve", "--address", "127.0.0.1:65001"],
+        "the data directory is new: say --bootstrap to found a cluster or --join ADDRESS to join \
+         one",
+    );
+}

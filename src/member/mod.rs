@@ -140,6 +140,18 @@ impl From<PagesError> for Failure {
     }
 }
 
+/// Waits until everything that the log was given is durable: an append of nothing is told so when
+/// all before it is.
+fn wait_durable(log: &Log) -> std::io::Result<()> {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    let told = move |result| {
+        // Only this function waits for it.
+        let _ = sender.send(result);
+    };
+    log.append(Vec::new(), Box::new(told));
+    receiver.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
+}
+
 /// One member of the cluster.
 pub struct Member {
     id: NodeId,
@@ -329,8 +341,9 @@ impl Member {
 
     /// Folds what is applied into the base files now, and tells the core.
     pub async fn checkpoint(&self) -> Result<Option<u64>, Failure> {
-        let catalog = self.catalog.clone();
-        let done = self.env.executor.blocking(move || catalog.checkpoint()).await;
+        let (catalog, log) = (self.catalog.clone(), self.log.clone());
+        let checkpoint = move || catalog.checkpoint_behind(&|| wait_durable(&log));
+        let done = self.env.executor.blocking(checkpoint).await;
         let covered = match done {
             Some(Ok(covered)) => covered,
             Some(Err(error)) => return Err(error.into()),

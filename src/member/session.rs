@@ -241,9 +241,6 @@ impl Session {
             return;
         }
         if let Some(database) = self.member.find_database(self.database.store().name()) {
-            if let Ok(term) = self.member.leading_term() {
-                database.store().open_new(term);
-            }
             self.database = database;
         }
     }

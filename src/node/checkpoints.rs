@@ -50,6 +50,11 @@ pub async fn keep(
         let idle = now.saturating_sub(seen.1) > IDLE;
         let short = member.catalog().room().is_short();
         if applied == member.catalog().recorded().last && !short {
+            // The core may not have known of the checkpoint yet when it was last told to purge, and
+            // holds come to an end.
+            if let Some(recorded) = member.catalog().recorded().last {
+                purge(&member, &log, &holds, recorded.index, limits.log_keep_bytes).await;
+            }
             if idle && !rested {
                 member.env().executor.blocking(give_back_memory).await;
                 rested = true;

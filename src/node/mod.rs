@@ -17,6 +17,7 @@ mod identity;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -26,7 +27,8 @@ use crate::log::{Log, LogOptions};
 use crate::member::{Member, MemberOptions};
 use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
-use crate::raft::connection::Identity;
+use crate::raft::connection::{ConnectError, Dialer, Identity, connect};
+use crate::raft::frames::Channel;
 use crate::raft::holds::PurgeHolds;
 use crate::raft::lease::LeaseGuard;
 use crate::raft::log_store::LogStore;
@@ -48,6 +50,9 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pauses between attempts to join.
 const JOIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// A member asks for no longer than this whether the addresses to join are of its cluster.
+const JOIN_CHECK: Duration = Duration::from_millis(200);
 
 /// One attempt to join takes at most this long: the leader sends what this node lacks meanwhile.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -111,6 +116,7 @@ impl Node {
     ) -> Result<Node, NodeError> {
         let known = StoredIdentity::load(&*disk)?;
         let stored = identify(&config, known, &env)?;
+        check_same_cluster(&config, &stored).await?;
         let log = Log::open(disk.clone(), env.executor, LogOptions::default())
             .map_err(|error| NodeError::Failed(error.to_string()))?;
         let catalog =
@@ -119,6 +125,13 @@ impl Node {
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);
         log.set_purge_limit(recorded);
+        let first = recorded.map_or(0, |index| index + 1);
+        tracing::info!(
+            first,
+            last = log.state().last.map_or(0, |last| last.index),
+            bytes = log.bytes_since(first),
+            "what the log has after the last checkpoint is applied again"
+        );
         stored.store(&*disk).map_err(failed("node.toml"))?;
         let identity = Identity::new(stored.id, stored.cluster_id());
         let timeouts = timeouts_of(&config);
@@ -226,8 +239,15 @@ impl Node {
     }
 }
 
+/// A node that belongs to no cluster must be told how to come to one.
+const NO_PURPOSE: &str = "the data directory is new: say --bootstrap to found a cluster or --join \
+                          ADDRESS to join one";
+
 fn open_directory(config: &Config) -> Result<Arc<dyn Disk>, NodeError> {
     let path = config.data_dir.display();
+    if !config.bootstrap && config.join.is_empty() && !config.data_dir.exists() {
+        return Err(NodeError::Configuration(NO_PURPOSE.to_owned()));
+    }
     let disk = RealDisk::open(&config.data_dir).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => NodeError::Configuration(format!(
             "data directory {path}: another node uses it: stop that one, or choose another with \
@@ -253,20 +273,10 @@ fn identify(
             (Some(id), _) => id,
             (None, true) => 1,
             (None, false) if !config.join.is_empty() => (env.random.next_u64() >> 1).max(2),
-            (None, false) => {
-                return wrong(
-                    "the data directory is new: say --bootstrap to found a cluster or --join \
-                     ADDRESS to join one"
-                        .to_owned(),
-                );
-            }
+            (None, false) => return wrong(NO_PURPOSE.to_owned()),
         };
         if !config.bootstrap && config.join.is_empty() {
-            return wrong(
-                "the data directory is new: say --bootstrap to found a cluster or --join ADDRESS \
-                 to join one"
-                    .to_owned(),
-            );
+            return wrong(NO_PURPOSE.to_owned());
         }
         return Ok(StoredIdentity::new(id, &config.address));
     };
@@ -289,6 +299,35 @@ fn finish_install(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
     let Some(last) = catalog.installed_at_start() else { return Ok(()) };
     purge_log(log, last).map_err(failed("the log"))?;
     catalog.forget_install().map_err(failed("incoming"))
+}
+
+/// A member started with addresses to join is no member of another cluster than theirs. Who does
+/// not answer within a moment is not waited for: members may be starting, too.
+async fn check_same_cluster(config: &Config, stored: &StoredIdentity) -> Result<(), NodeError> {
+    if stored.cluster_id() == 0 || config.join.is_empty() {
+        return Ok(());
+    }
+    let identity = Identity::new(stored.id, stored.cluster_id());
+    let dialer: Arc<dyn Dialer> = Arc::new(AnyDialer);
+    let asked: FuturesUnordered<_> = config
+        .join
+        .iter()
+        .map(|address| connect(&dialer, &identity, 0, address, Channel::Requests))
+        .collect();
+    let wrong = asked.filter_map(|answer| async move {
+        match answer {
+            Err(ConnectError::WrongCluster { address }) => Some(address),
+            _ => None,
+        }
+    });
+    let mut wrong = std::pin::pin!(wrong);
+    match tokio::time::timeout(JOIN_CHECK, wrong.next()).await {
+        Ok(Some(address)) => Err(NodeError::Configuration(format!(
+            "the data directory belongs to another cluster than {address}: choose a new one with \
+             --dir, or leave --join out"
+        ))),
+        Ok(None) | Err(_) => Ok(()),
+    }
 }
 
 /// The log must reach up to what the checkpoint record covers, or somebody has removed it.

@@ -206,6 +206,16 @@ impl Catalog {
     /// Folds everything that is applied now into the base files and writes the checkpoint record.
     /// Returns what the record covers. Blocks; never called on the asynchronous runtime.
     pub fn checkpoint(&self) -> Result<Applied, PagesError> {
+        self.checkpoint_behind(&|| Ok(()))
+    }
+
+    /// As [`Catalog::checkpoint`]; `log_durable` waits until everything that this node's log was
+    /// given is durable. What is applied is durable on a quorum, but perhaps not here yet; and a
+    /// record beyond the end of the log looks like a log that was lost.
+    pub fn checkpoint_behind(
+        &self,
+        log_durable: &dyn Fn() -> io::Result<()>,
+    ) -> Result<Applied, PagesError> {
         let _one_at_a_time = self.checkpointing.lock();
         self.finish_install()?;
         let (cut, targets, mut behind) = {
@@ -220,6 +230,7 @@ impl Catalog {
         if !dirty && cut == *self.recorded.lock() {
             return Ok(cut);
         }
+        log_durable()?;
         let mut entries = Vec::with_capacity(targets.len());
         for (store, target) in &targets {
             let folded = store.fold(target)?;
@@ -309,4 +320,61 @@ fn decode_record_body(body: &[u8]) -> Result<Record, Malformed> {
     }
     reader.finish()?;
     Ok(Record { applied: Applied { last: present.then_some(id), membership }, databases })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::DeltaId;
+
+    /// The bytes that docs/format.md draws: nothing but their layout is asserted here.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let point = Point {
+            version: 3,
+            page_count: 2,
+            digest: 0x55 << 64 | 0x44,
+            delta: DeltaId { term: 1, sequence: 6 },
+        };
+        let folded = Folded { point, place: Place { index: 11, ordinal: 7 } };
+        let name = DatabaseName::new("shop").unwrap();
+        let last = Some(LogId { term: 1, index: 11 });
+        let record = Record {
+            applied: Applied { last, membership: vec![0xee; 3] },
+            databases: vec![Entry { id: 8, name, page_size: 4096, folded }],
+        };
+        let word = |number: u64| number.to_le_bytes();
+        let half = |number: u32| number.to_le_bytes();
+        let position = [
+            &word(3)[..],
+            &half(2),
+            &word(0x44),
+            &word(0x55),
+            &word(1),
+            &word(6),
+            &word(11),
+            &half(7),
+        ]
+        .concat();
+        assert_eq!(position.len(), 56);
+        let mut expected = [
+            &b"QUIRECP1\x01"[..],
+            &word(1),
+            &word(11),
+            b"\x03\0\0\0\xee\xee\xee",
+            &half(1),
+            &word(8),
+            b"\x04\0\0\0shop",
+            &half(4096),
+            &position,
+        ]
+        .concat();
+        expected.extend(crc32c::crc32c(&expected).to_le_bytes());
+        assert_eq!(encode_record(&record), expected);
+        assert_eq!(decode_record(&expected).unwrap(), record);
+
+        let empty = encode_record(&Record::default());
+        assert_eq!(empty[..33], [&b"QUIRECP1"[..], &[0; 25]].concat());
+        assert_eq!((empty.len(), decode_record(&empty).unwrap()), (37, Record::default()));
+    }
 }

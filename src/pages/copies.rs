@@ -33,10 +33,6 @@ impl Member {
         self.catalog.by_name(&DatabaseName::new(name).unwrap()).unwrap()
     }
 
-    fn names(&self) -> Vec<String> {
-        self.catalog.all().iter().map(|store| store.name().to_string()).collect()
-    }
-
     fn create(&self, index: u64, name: &str) {
         let mut applied = self.catalog.applied();
         self.catalog.create(index, DatabaseName::new(name).unwrap(), PAGE).unwrap();
@@ -78,7 +74,9 @@ fn page(number: PageNo, fill: u8, page_count: u32) -> Arc<[u8]> {
 /// A transaction on `leader` that writes `pages`; its delta, not yet applied.
 fn write(leader: &Member, name: &str, pages: &[(PageNo, u8)], page_count: u32) -> Vec<u8> {
     let store = leader.store(name);
-    store.open_new(1);
+    if store.open_term().is_none() {
+        store.open_slot(1);
+    }
     let snapshot = store.snapshot_head().unwrap();
     let mut freeze = Freeze::new(&store, snapshot.point().page_count);
     freeze.write(1, &page(1, 0, page_count)).unwrap();

@@ -264,6 +264,47 @@ mod tests {
         round_trip(&[0; 65536], &[1; 65536]);
     }
 
+    /// The bytes that docs/format.md draws.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let header = DeltaHeader {
+            database: 0x11,
+            id: DeltaId { term: 0x22, sequence: 0x33 },
+            parent: DeltaId { term: 0x44, sequence: 0x55 },
+            base_version: 0x66,
+            page_count: 0x77,
+            digest_before: 0x88 << 64 | 0x99,
+            digest_after: 0xaa << 64 | 0xbb,
+            changed_count: 2,
+        };
+        let mut out = vec![];
+        header.encode(&mut out);
+        let (words, rest) = out.as_chunks::<8>();
+        let word = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le_bytes();
+        let mut expected: Vec<[u8; 8]> = (1..=6).map(|n| word(n * 0x11, 0)).collect();
+        // From the page count on, numbers are not at multiples of their size.
+        expected.extend([
+            word(0x77, 0x99),
+            word(0, 0x88),
+            word(0, 0xbb),
+            word(0, 0xaa),
+            word(0, 2),
+        ]);
+        assert_eq!((words, rest), (&expected[..], &[][..]));
+        assert_eq!(out.len(), DeltaHeader::BYTES);
+        let mut reader = Reader::new(&out);
+        assert_eq!(DeltaHeader::decode(&mut reader).unwrap(), header);
+
+        let mut new = [0; 64];
+        (new[2], new[3], new[60]) = (7, 8, 9);
+        let mut out = vec![];
+        assert!(encode_changed(5, &[0; 64], &new, &mut out));
+        assert_eq!(out, [5, 0, 0, 0, 0, 2, 0, 2, 0, 2, 0, 7, 8, 60, 0, 1, 0, 9]);
+        out.clear();
+        encode_whole(6, &[1, 2, 3, 4], &mut out);
+        assert_eq!(out, [6, 0, 0, 0, 1, 4, 0, 0, 0, 1, 2, 3, 4]);
+    }
+
     proptest! {
         #[test]
         fn patch_undoes_diff(edits in prop::collection::vec((0_usize..4096, 1_usize..300, any::<u8>()), 0..40)) {

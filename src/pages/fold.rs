@@ -356,3 +356,60 @@ fn decode_header(bytes: &[u8]) -> Result<(DatabaseId, u32, Folded, u32), crate::
 fn damaged(name: &str, what: &str) -> PagesError {
     PagesError::Damaged { database: name.to_owned(), what: what.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::read_all;
+
+    /// The bytes that docs/format.md draws: header, a page, the checksum of all before it.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let point = Point {
+            version: 3,
+            page_count: 2,
+            digest: 0x55 << 64 | 0x44,
+            delta: DeltaId { term: 1, sequence: 6 },
+        };
+        let folded = Folded { point, place: Place { index: 11, ordinal: 7 } };
+        let header = encode_header(8, &folded, 4096, 2);
+        let word = |number: u64| number.to_le_bytes();
+        let half = |number: u32| number.to_le_bytes();
+        let expected = [
+            &b"QUIRECK1"[..],
+            &word(8),
+            &word(3),
+            &half(2),
+            &word(0x44),
+            &word(0x55),
+            &word(1),
+            &word(6),
+            &word(11),
+            &half(7),
+            &half(4096),
+            &half(2),
+        ]
+        .concat();
+        assert_eq!((header, expected.len()), (expected, 80));
+    }
+
+    /// A file put together by hand from the drawing is one that a start redoes.
+    #[test]
+    fn a_start_reads_the_drawn_bytes() {
+        let disk = crate::disk::FakeDisk::new();
+        disk.create_dir("databases").unwrap();
+        let page = [7; 512];
+        let hash = page_hash(1, &page);
+        let point = Point { version: 1, page_count: 1, digest: hash, delta: DeltaId::NONE };
+        let folded = Folded { point, place: Place { index: 4, ordinal: 1 } };
+        let mut bytes = encode_header(8, &folded, 512, 1);
+        bytes.extend([&1_u32.to_le_bytes()[..], &hash.to_le_bytes(), &page].concat());
+        bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+        disk.create("databases/shop.ckpt").unwrap().write_at(&bytes, 0).unwrap();
+        let before = Folded { point: Point::default(), place: Place { index: 4, ordinal: 0 } };
+        assert_eq!(redo(&disk, 8, "shop", 512, &before).unwrap(), Some(folded));
+        assert_eq!(read_all(&disk, "databases/shop.db").unwrap(), page);
+        assert_eq!(read_all(&disk, "databases/shop.sum").unwrap(), hash.to_le_bytes());
+        assert_eq!(redo(&disk, 9, "shop", 512, &before).unwrap(), None, "another's file");
+    }
+}

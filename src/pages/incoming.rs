@@ -119,6 +119,16 @@ pub struct Incoming {
     disk: Arc<dyn Disk>,
     scope: Scope,
     databases: BTreeMap<DatabaseId, Receiving>,
+    count: PageCount,
+}
+
+/// Where the pages of a reception came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageCount {
+    /// From the other member.
+    pub received: u64,
+    /// They were here: from an earlier attempt, or in this member's own copy.
+    pub found: u64,
 }
 
 /// What a reception will replace.
@@ -177,7 +187,8 @@ impl Incoming {
             }
         }
         drop(entered);
-        Ok(Incoming { claim, disk, scope, databases: receiving })
+        let count = PageCount::default();
+        Ok(Incoming { claim, disk, scope, databases: receiving, count })
     }
 
     /// Which of the pages `first`, `first + 1`, ... with these hashes are lacking, ascending.
@@ -200,7 +211,9 @@ impl Incoming {
             if page > receiving.described.folded.point.page_count {
                 return Err(refused("the hash of a page beyond the end"));
             }
-            if !receiving.have(page, *wanted, &mut content)? {
+            if receiving.have(page, *wanted, &mut content)? {
+                self.count.found += 1;
+            } else {
                 missing.push(page);
                 receiving.awaited.insert(page, *wanted);
             }
@@ -231,14 +244,20 @@ impl Incoming {
             }
             receiving.file.write(page, content, wanted)?;
             receiving.awaited.remove(&page);
+            self.count.received += 1;
         }
         Ok(())
+    }
+
+    /// Where its pages came from so far.
+    pub fn page_count(&self) -> PageCount {
+        self.count
     }
 
     /// Everything has come: checks that it has, makes it durable, and moves it to where it can be
     /// put in place by renames within one directory.
     pub fn finish(self) -> Result<Ready, PagesError> {
-        let Incoming { claim, disk, scope, databases } = self;
+        let Incoming { claim, disk, scope, databases, .. } = self;
         let mut entered = claim.enter()?;
         for receiving in databases.values() {
             let point = receiving.described.folded.point;

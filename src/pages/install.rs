@@ -269,6 +269,7 @@ impl Catalog {
             let (disk, spill, name) = (self.disk().clone(), self.spill.clone(), name.clone());
             let Folded { point, place } = *folded;
             let store = Store::open_with(disk, spill, *id, name, *page_size, point, place)?;
+            store.succeed(self.by_id(*id).as_deref());
             if !plan.whole {
                 store.hold_back("its repaired copy is catching up");
             }
@@ -316,6 +317,25 @@ mod tests {
 
     use super::super::catalog::Applied;
     use super::*;
+
+    /// The bytes that docs/format.md draws.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let dropped = vec![DatabaseName::new("old").unwrap()];
+        let plan = Plan { whole: true, moved: vec![8, 9], dropped, record: Record::default() };
+        let record = encode_record(&plan.record);
+        let mut expected = [
+            &b"QUIREIN1\x01"[..],
+            b"\x02\0\0\0\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0",
+            b"\x01\0\0\0\x03\0\0\0old",
+            b"\x25\0\0\0",
+            &record,
+        ]
+        .concat();
+        expected.extend(crc32c::crc32c(&expected).to_le_bytes());
+        assert_eq!((record.len(), plan.encode()), (0x25, expected.clone()));
+        assert_eq!(Plan::decode(&expected).unwrap(), plan);
+    }
 
     #[test]
     fn an_install_record_comes_back() {

@@ -91,3 +91,15 @@ impl Image {
         Image { body: Body::Heap(bytes), hash }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::page_hash;
+
+    /// Base files and deltas of earlier builds hold these.
+    #[test]
+    fn hashes_stay_what_they_are() {
+        assert_eq!(page_hash(1, &[0; 4096]), 0x0d50_bb48_e798_74b4_eca1_fdaf_b7b0_bd2a);
+        assert_ne!(page_hash(2, &[0; 4096]), page_hash(1, &[0; 4096]));
+    }
+}

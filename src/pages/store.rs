@@ -401,6 +401,15 @@ impl Store {
         self.damaged.store(false, Ordering::Release);
     }
 
+    /// Takes the place of `old`: no id of a delta is used again, and the slot opens only by a
+    /// confirmation, for deltas of `old` may still be on their way.
+    pub(super) fn succeed(&self, old: Option<&Store>) {
+        let _permit = self.take_permit();
+        self.rewind_locked(None);
+        let used = old.map_or(0, |old| old.state.lock().sequence);
+        self.state.lock().sequence = used;
+    }
+
     /// Another store has taken this one's place: it lives on for the readers that it has.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Release);
@@ -796,8 +805,11 @@ impl Store {
         let mut page_bytes = vec![0; self.page_size];
         let mut digest = 0;
         for page in 1..=snapshot.point.page_count {
-            snapshot.read(page, 0, &mut page_bytes)?;
-            digest ^= page_hash(page, &page_bytes);
+            let (version, stands): (u64, Stands<'_>) =
+                (snapshot.point.version, &|| snapshot.check());
+            digest ^= self.read_page(page, version, stands, &mut page_bytes)?;
+            // The page of a snapshot that was given up meanwhile is another version's.
+            snapshot.check()?;
         }
         if digest != snapshot.point.digest {
             return Err(self.set_damaged("the digest of its pages is not the recorded one".into()));
@@ -887,6 +899,11 @@ impl Snapshot {
     pub fn is_head(&self) -> bool {
         let state = self.store.state.lock();
         state.epoch == self.epoch && state.head == self.point
+    }
+
+    /// The hash of a page, without reading it. The page must exist.
+    pub fn hash(&self, page: PageNo) -> Result<u128, PagesError> {
+        self.store.hash_of(page, self.point.version, &|| self.check())
     }
 
     /// Whether its version still stands and its pages are still kept.

@@ -71,10 +71,7 @@ impl Viewed {
     /// The hashes of `count` pages from `first` on.
     pub fn hashes(&self, first: PageNo, count: u32) -> Result<Vec<u128>, PagesError> {
         self.snapshot.check()?;
-        let version = self.snapshot.point().version;
-        let store = self.snapshot.store();
-        let stands = || self.snapshot.check();
-        let hashes = (0..count).map(|at| store.hash_of(first + at, version, &stands)).collect();
+        let hashes = (0..count).map(|at| self.snapshot.hash(first + at)).collect();
         // They count only if the snapshot was still good after they were read.
         self.snapshot.check()?;
         hashes

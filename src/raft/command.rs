@@ -153,6 +153,15 @@ mod tests {
         assert!(matches!(decode(&bytes), Ok(Decoded::Discard { database: 7, id: of }) if of == id));
     }
 
+    /// The bytes that docs/format.md draws.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let Command(bytes) = deltas(&[Bytes::from_static(b"one"), Bytes::from_static(b"four")]);
+        assert_eq!(bytes, &b"\x01\x02\0\0\0\x03\0\0\0one\x04\0\0\0four"[..]);
+        let Command(bytes) = create(&DatabaseName::new("shop").unwrap(), 4096);
+        assert_eq!(bytes, &b"\x02\x04\0\0\0shop\0\x10\0\0"[..]);
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {

@@ -83,8 +83,12 @@ pub fn raft_config(timeouts: &Timeouts) -> Result<Config, ConfigError> {
         enable_leader_restore: Some(false),
         // A node that comes back from a partition must not raise the term of a healthy cluster.
         enable_pre_vote: Some(true),
-        // A follower whose log got shorter has lost what it acknowledged: never accept that.
-        allow_log_reversion: Some(false),
+        // A follower whose very last record is damaged cannot tell it from one that was cut off,
+        // and starts without an entry that it may have acknowledged. That copy is lost either
+        // way; the leader has to send it again. Refusing gives nothing: openraft's leader would
+        // not send that follower anything any more, and with debug assertions it panics, until
+        // the next leader, which remembers nothing, sends it all the same.
+        allow_log_reversion: Some(true),
         // What a snapshot covers is the durable checkpoint, built when there is one; and the log
         // is purged by bytes, by us: the policy of openraft counts entries. With this much to be
         // kept it never purges by itself.
@@ -121,7 +125,7 @@ mod tests {
         let config = raft_config(&Timeouts::default()).unwrap();
         assert_eq!(config.enable_leader_restore, Some(false));
         assert_eq!(config.enable_pre_vote, Some(true));
-        assert_eq!(config.allow_log_reversion, Some(false));
+        assert_eq!(config.allow_log_reversion, Some(true));
         assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);
     }
 

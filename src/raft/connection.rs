@@ -255,6 +255,12 @@ pub enum ConnectError {
         /// What the system said.
         error: io::Error,
     },
+    /// The node at that address belongs to another cluster.
+    #[error("{address} belongs to another cluster")]
+    WrongCluster {
+        /// Where.
+        address: String,
+    },
     /// The node at that address said no.
     #[error("{address} refused: {reason}")]
     Refused {
@@ -293,10 +299,18 @@ pub fn connect(
         let limited = tokio::time::timeout(limits::PEER_CONNECT_TIMEOUT, handshake).await;
         match limited.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok((connection, Admission::Admitted { cluster, node })) => {
-                match unexpected(&identity, to, cluster, node) {
-                    None => Ok(connection),
-                    Some(reason) => Err(ConnectError::Refused { address, reason }),
+                let ours = identity.cluster();
+                if to != 0 && node != to {
+                    let reason = format!("node {node} answered, not node {to}");
+                    return Err(ConnectError::Refused { address, reason });
                 }
+                if cluster != 0 && ours != 0 && cluster != ours {
+                    return Err(ConnectError::WrongCluster { address });
+                }
+                Ok(connection)
+            }
+            Ok((_, Admission::Refused { reason })) if reason == WRONG_CLUSTER => {
+                Err(ConnectError::WrongCluster { address })
             }
             Ok((_, Admission::Refused { reason })) => {
                 Err(ConnectError::Refused { address, reason })
@@ -306,20 +320,18 @@ pub fn connect(
     }
 }
 
-/// What is wrong with the node that admitted us, if anything.
-fn unexpected(identity: &Identity, to: u64, cluster: u64, node: u64) -> Option<String> {
-    if to != 0 && node != to {
-        return Some(format!("node {node} answered, not node {to}"));
-    }
-    let ours = identity.cluster();
-    (cluster != 0 && ours != 0 && cluster != ours).then(|| "it is of another cluster".to_owned())
-}
+/// What a node says to those of another cluster.
+const WRONG_CLUSTER: &str = "wrong cluster: this node belongs to another one";
 
 /// Whether a node that says this `hello` may come in, and to which channel; or why not.
 pub fn admit(identity: &Identity, hello: &Hello) -> Result<Channel, String> {
     let ours = identity.cluster();
     if hello.version != VERSION {
         return Err(format!("protocol version {} is not {VERSION}", hello.version));
+    }
+    // First: in another cluster other nodes have the same ids.
+    if hello.cluster != 0 && ours != 0 && hello.cluster != ours {
+        return Err(WRONG_CLUSTER.to_owned());
     }
     let Some(channel) = hello.channel() else {
         return Err(format!("unknown channel {}", hello.channel));
@@ -329,9 +341,6 @@ pub fn admit(identity: &Identity, hello: &Hello) -> Result<Channel, String> {
     }
     if hello.to != identity.node() && hello.to != 0 {
         return Err(format!("this is node {}, not node {}", identity.node(), hello.to));
-    }
-    if hello.cluster != 0 && ours != 0 && hello.cluster != ours {
-        return Err("wrong cluster: this node belongs to another one".to_owned());
     }
     if channel != Channel::Requests && (hello.cluster == 0 || hello.to == 0) {
         return Err("only members append or send snapshots".to_owned());

@@ -1,5 +1,5 @@
 //! The membership in bytes: the payload of a membership entry of the log, and a part of what a
-//! snapshot says of itself. Drawn in docs/format.md, "Membership entry".
+//! snapshot says of itself. Drawn in docs/format.md, "Membership".
 //!
 //! Who may be a member, and what its roles are, is decided elsewhere.
 //!

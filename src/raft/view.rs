@@ -137,8 +137,13 @@ impl SnapshotSink for IncomingSink {
     fn finish(mut self: Box<Self>) -> io::Result<ReadySnapshot> {
         let none = || io::Error::other("the end of a snapshot that was not offered");
         let incoming = self.incoming.take().ok_or_else(none)?;
+        let count = incoming.page_count();
         let ready = incoming.finish().map_err(refusal)?;
-        tracing::info!("the snapshot is complete; it is put in place");
+        tracing::info!(
+            received = count.received,
+            found = count.found,
+            "the snapshot is complete; it is put in place"
+        );
         Ok(ReadySnapshot(Box::new(ready)))
     }
 }

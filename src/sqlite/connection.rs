@@ -39,6 +39,9 @@ const QUICK_LOOKS_MAX: i64 = 8;
 /// A statement's text may be this long.
 const SQL_BYTES_MAX: i32 = 16 << 20;
 
+/// So much of a script is shown to SQLite at first to find where its first statement ends.
+const FIRST_PIECE_BYTES: usize = 4 << 10;
+
 /// A value for a parameter. Text need not be UTF-8.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -407,9 +410,18 @@ impl Connection {
         if text::is_surely_single(sql) {
             return sql.len();
         }
-        let first = self.space.used_by(|| vfs::first_statement_bytes(&self.raw, sql));
-        // What does not compile says so when it is prepared.
-        first.unwrap_or(sql.len())
+        // SQLite copies what it is given: a script is shown to it piece by piece, until a
+        // statement ends inside of the piece.
+        let mut piece = sql.len().min(FIRST_PIECE_BYTES);
+        loop {
+            let part = &sql.as_bytes()[..piece];
+            match self.space.used_by(|| vfs::first_statement_bytes(&self.raw, part)) {
+                Some(bytes) if bytes < piece => return bytes,
+                // What does not compile says so when it is prepared.
+                _ if piece == sql.len() => return sql.len(),
+                _ => piece = sql.len().min(piece * 2),
+            }
+        }
     }
 
     /// Prepares `sql` and uses the statement. It goes back to the cache, unless it acts when it is

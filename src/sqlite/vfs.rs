@@ -62,7 +62,7 @@ pub fn ensure_registered() -> bool {
 
 /// How many bytes of `sql` its first statement takes, with its `;`. `None` when SQLite cannot
 /// compile it.
-pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &str) -> Option<usize> {
+pub fn first_statement_bytes(connection: &rusqlite::Connection, sql: &[u8]) -> Option<usize> {
     let len = c_int::try_from(sql.len()).ok()?;
     let start: *const c_char = sql.as_ptr().cast();
     let mut statement = std::ptr::null_mut();
@@ -133,8 +133,12 @@ struct MainFile {
     /// What it made of that, holding the publish permit; `None` where nothing differs.
     frozen: Option<Frozen>,
     /// The store, version and epoch that the pager's cache belongs to.
-    cached: Option<(usize, u64, u64)>,
+    cached: Option<CacheKey>,
+    /// What the pager's probe was answered last, if it holds for `cached`.
+    probed: Option<[u8; PROBE_BYTES]>,
 }
+
+type CacheKey = (usize, u64, u64);
 
 enum File {
     Main(Box<MainFile>),
@@ -153,6 +157,7 @@ impl MainFile {
             synced: false,
             frozen: None,
             cached: None,
+            probed: None,
         }
     }
 
@@ -203,6 +208,9 @@ impl MainFile {
         if end > self.link.page_size() {
             return Err(ffi::SQLITE_IOERR_READ);
         }
+        if offset == PROBE_OFFSET && out.len() == PROBE_BYTES {
+            return self.probe(out);
+        }
         let written = self.written.as_ref().and_then(|written| written.page(page));
         let found = match written {
             Some(body) => {
@@ -213,27 +221,38 @@ impl MainFile {
         };
         if !found {
             out.fill(0);
-            return Ok(false);
         }
-        if offset == PROBE_OFFSET && out.len() == PROBE_BYTES {
-            self.answer_probe(out);
-        }
-        Ok(true)
+        Ok(found)
     }
 
     /// The pager asks whether its cache is valid by reading 16 bytes that every commit changes.
     /// After a rewind another history can have the same ones: so they are inverted once whenever
     /// the version or epoch is not the one the cache was filled from, which resets the cache.
-    fn answer_probe(&mut self, out: &mut [u8]) {
-        let Some(snapshot) = &self.snapshot else { return };
-        let store = Arc::as_ptr(snapshot.store()).addr();
-        let now = Some((store, snapshot.point().version, snapshot.epoch()));
-        if self.cached != now {
-            for byte in out {
-                *byte = !*byte;
-            }
+    fn probe(&mut self, out: &mut [u8]) -> Result<bool, c_int> {
+        let now = self.snapshot.as_ref().map(|snapshot| {
+            let store = Arc::as_ptr(snapshot.store()).addr();
+            (store, snapshot.point().version, snapshot.epoch())
+        });
+        let valid = now.is_some() && self.cached == now;
+        if valid && let Some(probed) = &self.probed {
+            self.with_snapshot(Snapshot::check)?;
+            out.copy_from_slice(probed);
+            return Ok(true);
         }
-        self.cached = now;
+        // Asked when a transaction begins: nothing is written yet.
+        let within = PROBE_OFFSET as usize;
+        if !self.with_snapshot(|snapshot| snapshot.read(1, within, out))? {
+            out.fill(0);
+            return Ok(false);
+        }
+        self.probed = None;
+        if valid {
+            self.probed = <[u8; PROBE_BYTES]>::try_from(&*out).ok();
+        } else if now.is_some() {
+            out.iter_mut().for_each(|byte| *byte = !*byte);
+            self.cached = now;
+        }
+        Ok(true)
     }
 
     fn write(&mut self, offset: i64, data: &[u8]) -> Code {
@@ -341,7 +360,14 @@ impl MainFile {
             return Ok(());
         };
         // VACUUM announces in page 1 the size that it will cut the file to.
-        let announced = written.announce().map_err(PagesError::from);
+        let written_count = written.page_count();
+        let announced = written.announce().map_err(PagesError::from).and_then(|()| {
+            if written.page_count() > written_count {
+                let refused = "the page count in the header is beyond the file";
+                return Err(PagesError::Refused(refused));
+            }
+            Ok(())
+        });
         let frozen = announced.and_then(|()| snapshot.store().freeze(snapshot, written));
         self.frozen = frozen.map_err(|error| self.fail(error))?;
         self.synced = true;
@@ -360,6 +386,7 @@ impl MainFile {
         let (snapshot, waiting) = store.publish(frozen);
         let address = Arc::as_ptr(&store).addr();
         self.cached = Some((address, snapshot.point().version, snapshot.epoch()));
+        self.probed = None;
         self.link.note_published(&snapshot, waiting);
         self.snapshot = Some(snapshot);
     }

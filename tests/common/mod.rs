@@ -189,7 +189,7 @@ impl Replicas {
 /// A snapshot and what it must show for as long as it lives.
 pub struct Reader {
     pub snapshot: Snapshot,
-    pages: Vec<Vec<u8>>,
+    pub pages: Vec<Vec<u8>>,
 }
 
 impl Reader {

@@ -6,7 +6,7 @@
 //! | `snapshot_meta`, `transfer_snapshot` build a snapshot and expect it at what is applied; ours answers with the durable checkpoint record | a build is preceded by a checkpoint |
 //! | `transfer_snapshot` expects no snapshot before the first build; ours is a view of whatever is applied, once consensus is built | the first build opens the views |
 //! | `transfer_snapshot` hands what one machine gives straight to another; ours goes through a transport | installing a view receives it through the real sink first |
-//! | `purge_logs_upto_*`, `get_log_state`, `initial_logs`, `last_id_in_log`, `get_initial_state_*` purge with nothing applied; ours refuses to purge beyond the checkpoint record | a purge is preceded by moving the limit that the record sets |
+//! | `purge_logs_upto_0`, `_5`, `_20`, `append_to_log`, `try_get_log_entry`, `get_log_id`, `get_log_state`, `last_id_in_log`, `get_initial_state_log_ids`, `_re_apply_committed`, `_membership_from_log_insm_is_smaller`, `_last_log_lt_sm` purge with no checkpoint; ours refuses to purge beyond the checkpoint record | a purge is preceded by moving the limit that the record sets |
 //!
 //! All other cases run as they are.
 
@@ -21,18 +21,20 @@ use openraft::storage::{
     RaftSnapshotBuilder, RaftStateMachine,
 };
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{OptionalSend, StorageError};
+use openraft::type_config::TypeConfigExt;
+use openraft::{EntryPayload, OptionalSend, StorageError};
 use tokio::sync::Notify;
 
+use super::super::command;
 use super::super::holds::PurgeHolds;
 use super::super::log_store::LogStore;
-use super::super::machine::Machine;
+use super::super::machine::{Machine, purge};
 use super::super::snapshot::{PageRange, SnapshotHandle, SnapshotOffer, SnapshotSink};
 use super::super::types::*;
 use super::super::view::IncomingSink;
-use crate::base::{Env, Executor};
+use crate::base::{DatabaseName, Env, Executor};
 use crate::disk::FakeDisk;
-use crate::log::{Log, LogOptions};
+use crate::log::{Log, LogId, LogOptions};
 use crate::pages::Catalog;
 
 /// The real machine, adapted.
@@ -207,6 +209,72 @@ impl StoreBuilder<TypeConfig, AdaptedLog, Adapted> for Builder {
         let store = AdaptedLog { store: LogStore::new(log.clone(), self.0), log };
         Ok(((), store, Adapted { machine, catalog }))
     }
+}
+
+fn machine_on(disk: &FakeDisk) -> (Adapted, Log) {
+    let log = Log::open(Arc::new(disk.clone()), Executor::Inline, LogOptions::default()).unwrap();
+    let catalog = Arc::new(Catalog::open(Arc::new(disk.clone())).unwrap());
+    let holds = PurgeHolds::new(Env::real().clock);
+    let machine =
+        Machine::new(catalog.clone(), log.clone(), holds, Executor::Inline, Arc::default());
+    (Adapted { machine, catalog }, log)
+}
+
+/// Entries that create databases, from 1 on.
+fn entries(names: &[&str]) -> Vec<RaftEntry> {
+    let entry = |(index, name): (u64, &&str)| RaftEntry {
+        log_id: raft_log_id(LogId { term: 1, index }),
+        payload: EntryPayload::Normal(command::create(&DatabaseName::new(name).unwrap(), 4096)),
+    };
+    (1..).zip(names).map(entry).collect()
+}
+
+async fn apply(machine: &mut Adapted, entries: Vec<RaftEntry>) {
+    let items = entries.into_iter().map(|entry| Ok((entry, None)));
+    machine.apply(futures::stream::iter(items)).await.unwrap();
+}
+
+/// Power is cut at every call of an install, the log's included: log and checkpoint record fit
+/// together at the next start, whatever is left.
+#[tokio::test]
+async fn a_cut_install_leaves_log_and_checkpoint_that_fit() {
+    let names = ["one", "two", "three", "four", "five"];
+    let (mut leader, _log) = machine_on(&FakeDisk::unrecorded());
+    apply(&mut leader, entries(&names)).await;
+    leader.machine.open_views();
+    let disk = FakeDisk::new();
+    let (mut follower, log) = machine_on(&disk);
+    let (tell, told) = TypeConfig::oneshot();
+    let mut store = LogStore::new(log.clone(), Executor::Inline);
+    store.append(entries(&names[..2]), IOFlushed::signal(tell)).await.unwrap();
+    told.await.unwrap().unwrap();
+    apply(&mut follower, entries(&names[..2])).await;
+    follower.catalog.checkpoint().unwrap();
+    let first = disk.calls();
+    let snapshot = leader.get_current_snapshot().await.unwrap().unwrap();
+    assert!(matches!(snapshot.snapshot, SnapshotHandle::Source(_)));
+    follower.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    assert_eq!(follower.catalog.all().len(), 5);
+    let (mut old, mut new, mut pending) = (0, 0, 0);
+    for call in first..=disk.calls() {
+        for seed in [0, 1, 100 + call] {
+            let (machine, log) = machine_on(&disk.after_cut(call, seed));
+            if let Some(last) = machine.catalog.installed_at_start() {
+                pending += 1;
+                purge(&log, last).unwrap();
+                machine.catalog.forget_install().unwrap();
+            }
+            let recorded = machine.catalog.recorded().last.unwrap();
+            let state = log.state();
+            assert!(state.last.max(state.purged) >= Some(recorded), "call {call} seed {seed}");
+            match (recorded.index, machine.catalog.all().len()) {
+                (2, 2) => old += 1,
+                (5, 5) => new += 1,
+                other => panic!("call {call} seed {seed}: {other:?}"),
+            }
+        }
+    }
+    assert!(old > 10 && new > 10 && pending > 5, "{old} old, {new} new, {pending} pending");
 }
 
 #[tokio::test]
