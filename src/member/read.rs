@@ -77,7 +77,10 @@ impl Member {
         };
         let limit = self.options.commit_timeout;
         let asked = self.network.call(id, &address, CALL_READ_INDEX, Bytes::new(), limit).await;
-        let answer = asked.map_err(|_| Failure::NotLeader)?;
+        let answer = asked.map_err(|error| {
+            tracing::debug!(leader = id, %error, "the leader gave no read index");
+            Failure::NotLeader
+        })?;
         let bytes: [u8; 8] = answer.as_ref().try_into().map_err(|_| Failure::NotLeader)?;
         if self.core.wait_applied(u64::from_le_bytes(bytes), limit).await {
             Ok(())

@@ -96,7 +96,13 @@ pub async fn check_level(member: &Arc<Member>, level: ReadLevel) -> Result<(), F
     match level {
         ReadLevel::Local { staleness_max } => member.confirm_local(staleness_max).await,
         ReadLevel::Lease if member.lease_holds() => Ok(()),
-        ReadLevel::Lease | ReadLevel::Linearizable => member.confirm_by_quorum().await.map(|_| ()),
+        ReadLevel::Lease | ReadLevel::Linearizable => {
+            if member.leading_term().is_ok() {
+                member.confirm_by_quorum().await.map(|_| ())
+            } else {
+                member.confirm_by_leader().await
+            }
+        }
     }
 }
 
