@@ -45,7 +45,7 @@ fn pragmas_that_would_change_the_file_or_the_node() {
         refused(&writer, sql);
         refused(&replicas.reader(&replicas.leader.store), sql);
     }
-    assert_eq!(one(&writer, "PRAGMA journal_mode"), "memory");
+    assert_eq!(one(&writer, "PRAGMA journal_mode"), "delete");
     assert_eq!(one(&writer, "PRAGMA page_size"), "4096");
     run(&writer, "VACUUM; INSERT INTO t VALUES(2)");
     replicas.replicate();

@@ -62,7 +62,7 @@ pub const SPILL_BYTES_MAX: u64 = 16 << 30;
 
 /// Old page images kept in files for readers below the base, over all checkpoints; beyond it those
 /// readers are told that their snapshot is too old.
-pub const PRESERVED_BYTES_MAX: u64 = 1 << 30;
+pub const PRESERVED_BYTES_MAX: u64 = 64 << 20;
 
 /// What is kept in memory of each page of a transaction while it runs, replicates and waits for
 /// a checkpoint (a number, a place in a file, a hash, and the maps around them).

@@ -180,20 +180,32 @@ pub struct Member {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// What a member is put together from.
+pub struct MemberParts {
+    /// This node's id.
+    pub id: NodeId,
+    /// What is ambient.
+    pub env: Env,
+    /// The consensus core.
+    pub core: Core,
+    /// The log under it.
+    pub log: Log,
+    /// The way to the other members.
+    pub network: Network,
+    /// All databases.
+    pub catalog: Arc<Catalog>,
+    /// Room for SQLite's temporary files.
+    pub space: Arc<TempSpace>,
+    /// How it behaves.
+    pub options: MemberOptions,
+    /// What the state machine tells when apply has closed a write slot.
+    pub disturbed: Arc<Notify>,
+}
+
 impl Member {
-    /// Puts a member together; its tasks run on the runtime that this is called from. `disturbed`
-    /// is what the state machine tells when apply has closed a write slot.
-    pub fn start(
-        id: NodeId,
-        env: Env,
-        core: Core,
-        log: Log,
-        network: Network,
-        catalog: Arc<Catalog>,
-        space: Arc<TempSpace>,
-        options: MemberOptions,
-        disturbed: Arc<Notify>,
-    ) -> Arc<Member> {
+    /// Puts a member together; its tasks run on the runtime that this is called from.
+    pub fn start(parts: MemberParts) -> Arc<Member> {
+        let MemberParts { id, env, core, log, network, catalog, space, options, disturbed } = parts;
         let member = Arc::new(Member {
             id,
             env,

@@ -25,10 +25,11 @@ pub const JOIN: u8 = 1;
 const DONE: u8 = 0;
 const ASK_LEADER: u8 = 1;
 
-/// The body of [`JOIN`].
-pub fn encode_join(id: NodeId, address: &str) -> Bytes {
+/// The body of [`JOIN`]. `fresh`: the node has neither log nor vote.
+pub fn encode_join(id: NodeId, fresh: bool, address: &str) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(id);
+    out.put_u8(u8::from(fresh));
     out.put_slice(address.as_bytes());
     out.freeze()
 }
@@ -127,6 +128,7 @@ async fn join(member: &Arc<Member>, body: &[u8]) -> Result<Bytes, Refusal> {
     let refuse = |what: String| Refusal(what);
     let mut reader = Reader::new(body);
     let id = reader.u64().map_err(|error| refuse(error.to_string()))?;
+    let fresh = reader.u8().map_err(|error| refuse(error.to_string()))? != 0;
     let address = std::str::from_utf8(reader.rest())
         .map_err(|_| refuse("an address that is not text".to_owned()))?;
     let leadership = member.leadership();
@@ -139,6 +141,12 @@ async fn join(member: &Arc<Member>, body: &[u8]) -> Result<Bytes, Refusal> {
         if theirs != address {
             let what = format!("node {id} is a member at {theirs} already");
             return Err(refuse(what));
+        }
+        if *votes && fresh {
+            // It had caught up before it was let vote: what it acknowledged and voted is lost.
+            let what = "has voted in this cluster, and its data directory is empty: restore the \
+                        directory, or start the node with another --id";
+            return Err(refuse(format!("node {id} {what}")));
         }
         if *votes {
             return Ok(Bytes::from_static(&[DONE]));

@@ -17,6 +17,7 @@ mod identity;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -24,7 +25,7 @@ use tokio::task::JoinHandle;
 use crate::base::{Env, NodeId};
 use crate::disk::{Disk, RealDisk};
 use crate::log::{Log, LogOptions};
-use crate::member::{Member, MemberOptions};
+use crate::member::{Member, MemberOptions, MemberParts};
 use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
 use crate::raft::connection::{ConnectError, Dialer, Identity, connect};
@@ -149,17 +150,17 @@ impl Node {
         let room = catalog.room().clone();
         let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
-        let member = Member::start(
-            stored.id,
-            env.clone(),
-            core.clone(),
-            log.clone(),
-            network.clone(),
+        let member = Member::start(MemberParts {
+            id: stored.id,
+            env: env.clone(),
+            core: core.clone(),
+            log: log.clone(),
+            network: network.clone(),
             catalog,
             space,
             options,
             disturbed,
-        );
+        });
         let hooks = Hooks::new(disk, stored.clone());
         hooks.attach(&member);
         let peers = Arc::new(PeerHandler {
@@ -187,8 +188,10 @@ impl Node {
                 stopping.subscribe(),
             )),
         ];
-        if fresh {
-            tasks.extend(enter(&config, &stored, &hooks, &identity, &core, &network, &env).await?);
+        let votes = core.view().members.iter().any(|(id, _, votes)| *id == stored.id && *votes);
+        if fresh || !votes {
+            let entry = Entry { stored: &stored, fresh, hooks: &hooks, identity: &identity };
+            tasks.extend(entry.enter(&config, &core, &network, &env).await?);
         }
         Ok(Node { member, log, stopping, tasks })
     }
@@ -385,34 +388,45 @@ async fn build(
     Ok(Core::new(stored.id, raft))
 }
 
-/// Founds a cluster, or begins to join one.
-async fn enter(
-    config: &Config,
-    stored: &StoredIdentity,
-    hooks: &Arc<Hooks>,
-    identity: &Arc<Identity>,
-    core: &Core,
-    network: &Network,
-    env: &Env,
-) -> Result<Option<JoinHandle<()>>, NodeError> {
-    use crate::raft::peers::PeerHooks as _;
-    if config.bootstrap && config.join.is_empty() {
-        if identity.cluster() == 0 {
-            let cluster = env.random.next_u64().max(1);
-            hooks.join_cluster(cluster).map_err(failed("node.toml"))?;
-            identity.join(cluster);
+/// A node that does not vote yet.
+struct Entry<'a> {
+    stored: &'a StoredIdentity,
+    /// It has neither log nor vote.
+    fresh: bool,
+    hooks: &'a Arc<Hooks>,
+    identity: &'a Arc<Identity>,
+}
+
+impl Entry<'_> {
+    /// Founds a cluster, or begins to join one.
+    async fn enter(
+        &self,
+        config: &Config,
+        core: &Core,
+        network: &Network,
+        env: &Env,
+    ) -> Result<Option<JoinHandle<()>>, NodeError> {
+        use crate::raft::peers::PeerHooks as _;
+        if config.bootstrap && config.join.is_empty() {
+            if self.identity.cluster() == 0 {
+                let cluster = env.random.next_u64().max(1);
+                self.hooks.join_cluster(cluster).map_err(failed("node.toml"))?;
+                self.identity.join(cluster);
+            }
+            core.bootstrap(&config.address).await.map_err(NodeError::Failed)?;
+            return Ok(None);
         }
-        core.bootstrap(&config.address).await.map_err(NodeError::Failed)?;
-        return Ok(None);
+        if config.join.is_empty() {
+            return Ok(None);
+        }
+        let body = calls::encode_join(self.stored.id, self.fresh, &config.address);
+        let (network, addresses) = (network.clone(), config.join.clone());
+        Ok(Some(tokio::spawn(join(network, addresses, self.stored.id, body))))
     }
-    let (network, addresses) = (network.clone(), config.join.clone());
-    let (id, address) = (stored.id, config.address.clone());
-    Ok(Some(tokio::spawn(join(network, addresses, id, address))))
 }
 
 /// Asks the addresses in turn, and the leader that they name, until this node is a member.
-async fn join(network: Network, addresses: Vec<String>, id: NodeId, address: String) {
-    let body = calls::encode_join(id, &address);
+async fn join(network: Network, addresses: Vec<String>, id: NodeId, body: Bytes) {
     let mut said = String::new();
     loop {
         let mut ask = addresses.clone();

@@ -360,7 +360,14 @@ impl MainFile {
             return Ok(());
         };
         // VACUUM announces in page 1 the size that it will cut the file to.
-        let announced = written.announce();
+        let written_count = written.page_count();
+        let announced = written.announce().map_err(PagesError::from).and_then(|()| {
+            if written.page_count() > written_count {
+                let refused = "the page count in the header is beyond the file";
+                return Err(PagesError::Refused(refused));
+            }
+            Ok(())
+        });
         let frozen = announced.and_then(|()| snapshot.store().freeze(snapshot, written));
         self.frozen = frozen.map_err(|error| self.fail(error))?;
         self.synced = true;

@@ -305,7 +305,7 @@ async fn a_silent_peer_is_given_up() {
 #[tokio::test]
 async fn who_is_not_admitted_hears_why() {
     for (node, cluster, to, why) in
-        [(2, CLUSTER + 1, 2, "wrong cluster"), (3, CLUSTER, 2, "this is node 3"), (2, 0, 2, "")]
+        [(2, CLUSTER + 1, 2, "another cluster"), (3, CLUSTER, 2, "this is node 3"), (2, 0, 2, "")]
     {
         let (handler, ..) = handler(node, cluster, true);
         let dialer: Arc<dyn Dialer> = Pipes::to(&handler);
