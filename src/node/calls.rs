@@ -156,3 +156,17 @@ async fn join(member: &Arc<Member>, body: &[u8]) -> Result<Bytes, Refusal> {
     tracing::info!(node = id, address, "a node has joined and votes");
     Ok(Bytes::from_static(&[DONE]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes that docs/format.md draws.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        assert_eq!(encode_join(7, true, "a:1"), &b"\x07\0\0\0\0\0\0\0\x01a:1"[..]);
+        assert_eq!(decode_joined(&[0]), Ok(Joined::Done));
+        assert_eq!(decode_joined(b"\x01b:2"), Ok(Joined::AskLeader("b:2".to_owned())));
+        assert!(decode_joined(&[]).is_err() && decode_joined(&[2]).is_err());
+    }
+}
