@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 use crate::base::NodeId;
 use crate::codec::{Malformed, Reader};
@@ -61,13 +62,14 @@ pub fn decode_joined(bytes: &[u8]) -> Result<Joined, Malformed> {
 pub struct Hooks {
     disk: Arc<dyn Disk>,
     stored: StoredIdentity,
+    joining: Mutex<()>,
     member: OnceLock<Weak<Member>>,
 }
 
 impl Hooks {
     /// For the node that `stored` names.
     pub fn new(disk: Arc<dyn Disk>, stored: StoredIdentity) -> Arc<Hooks> {
-        Arc::new(Hooks { disk, stored, member: OnceLock::new() })
+        Arc::new(Hooks { disk, stored, joining: Mutex::default(), member: OnceLock::new() })
     }
 
     /// The member is there: calls can be answered.
@@ -115,6 +117,8 @@ impl PeerHooks for Hooks {
     }
 
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {
+        // Several connections of the leader may bring the news at once.
+        let _one_at_a_time = self.joining.lock();
         self.stored.clone().in_cluster(cluster).store(&*self.disk)
     }
 
