@@ -416,7 +416,7 @@ fn rewinds_while_another_thread_commits() {
     let (leader, follower) = (&replicas.leader.store, &replicas.follower.store);
     let stop = std::sync::atomic::AtomicBool::new(false);
     let mut index = 100;
-    let (mut applied, mut rewinds) = (0, 0);
+    let (mut applied, mut rewinds, mut rewound_at) = (0, 0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut row = 1000;
@@ -435,7 +435,10 @@ fn rewinds_while_another_thread_commits() {
             }
         });
         let begun = std::time::Instant::now();
-        while begun.elapsed() < std::time::Duration::from_secs(1) {
+        let enough = |applied, rewinds| applied > 3000 && rewinds > 300;
+        let deadline = std::time::Duration::from_secs(60);
+        while !enough(applied, rewinds) && begun.elapsed() < deadline {
+            std::thread::yield_now();
             for _ in 0..20 {
                 let Some(delta) = leader.take_outgoing() else { break };
                 index += 1;
@@ -443,15 +446,16 @@ fn rewinds_while_another_thread_commits() {
                 assert_eq!(apply(follower, &delta, index), outcome);
                 applied += u32::from(outcome == ApplyOutcome::Applied);
             }
-            if applied % 7 == 0 {
+            // Not again before the other thread has got something through.
+            if applied >= rewound_at + 7 {
                 leader.rewind();
                 leader.open_slot(1);
-                rewinds += 1;
+                (rewinds, rewound_at) = (rewinds + 1, applied);
             }
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
-    assert!(applied > 50 && rewinds > 20, "{applied} {rewinds}");
+    assert!(applied > 3000 && rewinds > 300, "{applied} {rewinds}");
     leader.rewind();
     leader.open_slot(1);
     replicas.index = index;
