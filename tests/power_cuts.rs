@@ -16,8 +16,9 @@ use parking_lot::Mutex;
 use quire::base::Env;
 use quire::disk::fake::FakeDisk;
 use quire::driver::{Client, Dial, Options, PlainDial, Stream};
-use quire::node::{Config, Node};
+use quire::node::{Config, Node, Surroundings};
 use quire::server::Listener;
+use quire::server::listen::AnyDialer;
 use quire::wire::Value;
 
 /// How many cuts: in CI, and with `QUIRE_LONG=1`.
@@ -46,7 +47,9 @@ async fn start(disk: FakeDisk) -> (Node, Client) {
     let config = config();
     let place = format!("{}-{}", *ADDRESS, NEXT.fetch_add(1, Ordering::Relaxed));
     let listener = Listener::bind(&place).await.expect("a fresh name");
-    let node = Node::start_on(config, listener, Arc::new(disk), Env::real()).await;
+    let (dialer, disk) = (Arc::new(AnyDialer), Arc::new(disk));
+    let on = Surroundings { listener, dialer, disk, env: Env::real() };
+    let node = Node::start_on(config, on).await;
     let options = Options { dial: Arc::new(Redirect(place)), ..Options::default() };
     let client = Client::new([ADDRESS.clone()], options).expect("an address");
     (node.expect("a node opens after every cut"), client)

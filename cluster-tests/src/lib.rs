@@ -52,6 +52,12 @@ impl Options {
         Options { nodes, flags: Vec::new(), environment: Vec::new() }
     }
 
+    /// Gives every node this configuration file.
+    pub fn config(mut self, path: &Path) -> Options {
+        self.flags.extend(["--config".to_owned(), path.display().to_string()]);
+        self
+    }
+
     /// Sets a key of every node's configuration.
     pub fn set(mut self, key: &str, value: &str) -> Options {
         self.flags.extend(["--set".to_owned(), format!("{key}={value}")]);
@@ -204,6 +210,11 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Makes node `id` read its configuration again (SIGHUP).
+    pub fn reload(&self, id: usize) -> Result<()> {
+        self.node(id).signal(Signal::HUP)
     }
 
     /// Lets a paused node go on (SIGCONT).

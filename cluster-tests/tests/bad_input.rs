@@ -426,6 +426,53 @@ async fn a_directory_that_is_not_this_nodes_is_refused_and_left_as_it_is() -> Re
     Ok(())
 }
 
+/// The bytes of a file with a checksum at their end, as a newer build might write them.
+fn newer(magic: &[u8; 8]) -> Vec<u8> {
+    let mut bytes = [&magic[..], b"what this build cannot know"].concat();
+    bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+    bytes
+}
+
+/// Each kind of file that says a format of its own. `NAME.db`, `NAME.sum` and what is received do
+/// not: they have the format of `node.toml`, whose refusal is tested above.
+#[tokio::test]
+async fn files_of_a_newer_format_are_refused_and_left_as_they_are() -> Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    cluster.client()?.database("d").execute("CREATE TABLE t(a)", vec![]).await?;
+    cluster.checkpoint("d").await?;
+    let (dir, address) = (cluster.dir(1).to_owned(), cluster.address(1).to_owned());
+    cluster.stop(1)?;
+    let mend = "start that version";
+    for (path, magic) in [
+        ("checkpoint", b"QUIRECP2"),
+        ("databases/d.ckpt", b"QUIRECK2"),
+        ("incoming/install", b"QUIREIN2"),
+    ] {
+        let file = dir.join(path);
+        let before = std::fs::read(&file).ok();
+        std::fs::create_dir_all(file.parent().context("a directory")?)?;
+        std::fs::write(&file, newer(magic))?;
+        refuses(&dir, &address, &[], &["newer version", path, "format 2", mend]).await?;
+        match before {
+            Some(bytes) => std::fs::write(&file, bytes)?,
+            None => std::fs::remove_file(&file)?,
+        }
+    }
+    let (segment, _) = segments(&dir)?.into_iter().rfind(|(_, end)| *end > 0).context("none")?;
+    let before = std::fs::read(&segment)?;
+    let mut header = before.clone();
+    header[8] = 2;
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..512]);
+    header[12..16].copy_from_slice(&checksum.to_le_bytes());
+    std::fs::write(&segment, header)?;
+    let name = segment.file_name().context("a name")?.to_string_lossy().into_owned();
+    refuses(&dir, &address, &[], &["newer version", &name, "format 2", mend]).await?;
+    std::fs::write(&segment, before)?;
+    cluster.restart(1)?;
+    cluster.wait_for_leader().await?;
+    Ok(())
+}
+
 /// A node that belonged to one cluster was started with the addresses of another: it took no
 /// notice, waited for members that were gone, and nothing said why.
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::raw::{INTERRUPT, Raw, Said, add_rows, exec_sql, query_sql};
-use cluster_tests::{Options, Shared, wait_for};
+use cluster_tests::{Cluster, Options, Shared, wait_for};
 use quire::driver::{Begin, Database, DriverError, Value};
 use quire::wire::{End, Params, Request, Response};
 use tokio::task::JoinSet;
@@ -249,6 +249,79 @@ async fn a_reader_that_stays_open_blocks_no_writer_and_sees_one_version() -> Res
     assert_eq!(reader.exec("INSERT INTO t VALUES(-1, '')").await?.failure().unwrap().0, 517);
     reader.run("COMMIT").await?;
     assert_eq!(reader.integer("SELECT count(*) FROM t").await?, 501);
+    Ok(())
+}
+
+/// How much log the nodes of this test keep, and what their logs may come to: as much again
+/// until a checkpoint is due, some segments, and what is written until it is done.
+const LOG_KEPT: u64 = 32 << 20;
+const LOG_MAX: u64 = 2 * LOG_KEPT + (96 << 20);
+
+/// The size of the largest log directory.
+fn log_bytes(cluster: &Cluster) -> Result<u64> {
+    let mut most = 0;
+    for id in cluster.running() {
+        let mut bytes = 0;
+        for entry in std::fs::read_dir(cluster.dir(id).join("log"))? {
+            // One that was purged meanwhile counts no more.
+            bytes += entry?.metadata().map_or(0, |data| data.len());
+        }
+        most = most.max(bytes);
+    }
+    Ok(most)
+}
+
+/// Five seconds, and with `QUIRE_LONG=1` a minute, of a reader that stays open while its rows are
+/// written anew all the time: no write waits for it, checkpoints and the purging of the log go on
+/// (many times the bound is written), and it sees what it saw at first.
+#[tokio::test]
+async fn a_reader_that_stays_long_holds_up_neither_writes_nor_the_purging_of_the_log() -> Result<()>
+{
+    let long = std::env::var_os("QUIRE_LONG").is_some();
+    let lasts = Duration::from_secs(if long { 60 } else { 5 });
+    let options = Options::new(3).set("limits.log_keep_bytes", "32 MiB");
+    let cluster = Cluster::start_with(options.set("limits.overlay_bytes", "8 MiB")).await?;
+    let (mut reader, mut writer) = (cluster.raw("long").await?, cluster.raw("long").await?);
+    writer.run("CREATE TABLE t(id INTEGER PRIMARY KEY, v INTEGER, x BLOB)").await?;
+    const FILL: &str = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 40) \
+                        INSERT INTO t SELECT i, 0, randomblob(60000) FROM n";
+    writer.run(FILL).await?;
+    reader.run("BEGIN").await?;
+    const SEEN: &str = "SELECT count(*) + 100 * total(v) + total(length(x)) FROM t";
+    let seen = reader.query(SEEN).await?;
+    let (began, mut looked) = (Instant::now(), Instant::now());
+    let (mut slowest, mut most, mut writes) = (Duration::ZERO, 0, 0_u64);
+    while began.elapsed() < lasts || writes * 240_000 < 2 * LOG_MAX {
+        let start = Instant::now();
+        let first = writes * 4 % 40 + 1;
+        let sql = "UPDATE t SET v = v + 1, x = randomblob(60000) WHERE id BETWEEN";
+        writer.run(&format!("{sql} {first} AND {}", first + 3)).await?;
+        slowest = slowest.max(start.elapsed());
+        writes += 1;
+        most = most.max(log_bytes(&cluster)?);
+        ensure!(most < LOG_MAX, "the log has {most} bytes");
+        if looked.elapsed() > Duration::from_secs(1) {
+            looked = Instant::now();
+            assert_eq!(reader.query(SEEN).await?, seen);
+        }
+    }
+    assert_eq!(reader.query(SEEN).await?, seen);
+    println!(
+        "{} s, {} MB written in {writes} writes, the slowest {} ms; the log at most {} MiB",
+        began.elapsed().as_secs(),
+        writes * 240_000 / 1_000_000,
+        slowest.as_millis(),
+        most >> 20,
+    );
+    ensure!(slowest < AT_ONCE, "a write waited {slowest:?}");
+    reader.run("COMMIT").await?;
+    assert_ne!(reader.query(SEEN).await?, seen);
+    // A checkpoint is followed by a purge, also if nothing is written any more.
+    cluster.checkpoint("long").await?;
+    wait_for("the log to be purged", async || {
+        Ok((log_bytes(&cluster)? <= LOG_KEPT + (48 << 20)).then_some(()))
+    })
+    .await?;
     Ok(())
 }
 

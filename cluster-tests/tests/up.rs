@@ -107,9 +107,18 @@ async fn a_cluster_comes_up_loses_a_node_stops_and_is_resumed() -> Result<()> {
     .await?;
 
     let pids: Vec<u32> = (1..=3).map(|id| node_pid(dir, id)).collect::<Result<_>>()?;
+    let asked = std::time::Instant::now();
     up.signal(Signal::TERM)?;
     let status = wait_for("up to stop", async || Ok(up.child.try_wait()?)).await?;
+    println!("stopped within {:?}", asked.elapsed());
     assert_eq!(status.code(), Some(0), "{}", up.printed());
+    // With all stopping at once the leader waited four seconds for one that would take over.
+    for id in 1..=3 {
+        let log = std::fs::read_to_string(dir.join(format!("quire-data/{id}/node.log")))?;
+        let last = log.rsplit_once("stopping").map_or("", |(_, last)| last);
+        assert!(last.contains("the parent process ended"), "node {id}: {log}");
+        assert!(!last.contains("leadership was not taken over"), "node {id}: {log}");
+    }
     assert!(!pids.into_iter().any(runs));
     for id in 1..=3 {
         assert!(node_pid(dir, id).is_err(), "node {id} has left its node.pid");

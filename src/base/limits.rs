@@ -130,3 +130,81 @@ pub const SNAPSHOT_ABOUT_BYTES_MAX: usize = 64 << 10;
 const _: () = assert!(LOG_READ_BYTES_MAX + ENTRY_BYTES_MAX < PEER_FRAME_BYTES_MAX);
 const _: () = assert!(SNAPSHOT_CHUNK_BYTES_MAX * 2 < PEER_FRAME_BYTES_MAX);
 const _: () = assert!(SNAPSHOT_CHUNK_BYTES_MAX >= 1 << 16, "a chunk holds the largest page");
+
+/// A commit or a quorum round that takes longer has an unknown outcome.
+pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A node that stops on purpose hands leadership over within this time, or stops all the same.
+pub const HANDOVER_AT_STOP_MAX: Duration = Duration::from_secs(4);
+
+/// A node that joins asks again after this pause.
+pub const JOIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// A member asks for no longer than this whether the addresses to join are of its cluster.
+pub const JOIN_CHECK_MAX: Duration = Duration::from_millis(200);
+
+/// One attempt to join takes at most this long: the leader sends what this node lacks meanwhile.
+pub const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Temporary files of SQLite, in all.
+pub const TEMP_BYTES_MAX: u64 = 16 << 30;
+
+/// Proposals whose end is still to be seen, over all databases.
+pub const PROPOSALS_OPEN_MAX: usize = 4096;
+
+/// Small deltas are gathered into one entry of the log until it has this much.
+pub const ENTRY_GATHERED_BYTES: usize = ENTRY_BYTES_MAX / 16;
+
+/// A member that is asked for part of a copy answers within this time, or another is asked.
+pub const REPAIR_ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// A leader with a damaged copy waits this long for another to take over; then it leads on for a while.
+pub const HANDOVER_OF_DAMAGED_MAX: Duration = Duration::from_secs(3);
+
+/// A view that was lent for a repair and is not asked for this long is given up.
+pub const REPAIR_VIEW_IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// So many views are lent for repairs at a time.
+pub const REPAIR_VIEWS_MAX: usize = 8;
+
+/// Idle SQLite connections of each kind that are kept, per database.
+pub const IDLE_CONNECTIONS_MAX: usize = 8;
+
+/// SQLite's page cache of a pooled reader and of a session's own connection.
+pub const CACHE_KIB: u32 = 2 << 10;
+
+/// SQLite's page cache of the write executor's connection, per database.
+pub const WRITER_CACHE_KIB: u32 = 16 << 10;
+
+/// Page images in files are folded into the base files when they are more than this, over all databases.
+pub const SPILLED_BEFORE_CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
+
+/// Requests that a client may send ahead of their answers.
+pub const REQUESTS_AHEAD_MAX: usize = 64;
+
+/// Batches of rows between a statement and its socket.
+pub const ROW_PARTS_AHEAD_MAX: usize = 2;
+
+/// A result that must be held back until its transaction is committed is at most this large.
+pub const RESULT_HELD_BYTES_MAX: usize = 64 << 20;
+
+/// Prepared statements of a connection.
+pub const STATEMENTS_OPEN_MAX: usize = 4096;
+
+/// A temporary file of SQLite up to this size stays in memory.
+pub const TEMP_HEAP_BYTES_MAX: usize = 256 << 10;
+
+/// Prepared statements that a SQLite connection keeps for the next time.
+pub const STATEMENTS_CACHED_MAX: usize = 64;
+
+/// A statement's text may be this long.
+pub const SQL_BYTES_MAX: i32 = 16 << 20;
+
+/// `PRAGMA cache_size` takes at most this many pages, or KiB where it is negative.
+pub const PRAGMA_CACHE_SIZE_MAX: i64 = 65_536;
+
+/// A receiver of a snapshot that gave up waits this long for the sender to have heard it.
+pub const SNAPSHOT_FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+/// After a snapshot its follower has this long to take up the log.
+pub const LOG_HELD_AFTER_TRANSFER_MAX: Duration = Duration::from_secs(15);

@@ -14,6 +14,9 @@ use super::Failure;
 /// Where a client command looks for the cluster when it is not told.
 pub const DEFAULT_SERVER: &str = "127.0.0.1:9001";
 
+/// The configuration's whole numbers have a sign.
+const ID_MAX: u64 = i64::MAX as u64;
+
 /// What every command takes.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LogArgs {
@@ -69,8 +72,8 @@ pub struct NodeArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<String>,
     /// This node's id; 1 founds a cluster, and a node that joins without one is given one
-    #[arg(long, value_name = "ID")]
-    pub id: Option<u32>,
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(..=ID_MAX))]
+    pub id: Option<u64>,
     /// Where to listen, and what the others are told: host:port, the path of a Unix socket, @name
     #[arg(long, value_name = "ADDRESS")]
     pub address: Option<String>,
@@ -113,7 +116,7 @@ impl NodeArgs {
             flags.push(Override::new("--dir", "data_dir", dir.clone()));
         }
         if let Some(id) = self.id {
-            flags.push(Override::new("--id", "id", i64::from(id)));
+            flags.push(Override::new("--id", "id", i64::try_from(id).unwrap_or(i64::MAX)));
         }
         if let Some(address) = &self.address {
             flags.push(Override::new("--address", "address", address.clone()));

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -238,7 +238,7 @@ async fn keep(program: PathBuf, node: NodePlan, log: File, stop: CancellationTok
         let status = tokio::select! {
             status = child.wait() => status?,
             () = stop.cancelled() => {
-                terminate(&node, &mut child).await;
+                terminate(&node, &mut child, parent_pipe).await;
                 remove_pid(&node);
                 return Ok(());
             }
@@ -286,11 +286,12 @@ fn remove_pid(node: &NodePlan) {
     let _ = std::fs::remove_file(node.pid_path());
 }
 
-/// SIGTERM, patience, SIGKILL.
-async fn terminate(node: &NodePlan, child: &mut Child) {
+/// The end of its standard input, by which a node knows that the others stop as well and that there
+/// is nobody to hand leadership to; patience; SIGKILL.
+async fn terminate(node: &NodePlan, child: &mut Child, parent_pipe: Option<ChildStdin>) {
+    drop(parent_pipe);
     // The child is not reaped yet, so the id is still its own.
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
-        let _ = kill_process(pid, Signal::TERM);
         // One that is paused would not notice.
         let _ = kill_process(pid, Signal::CONT);
     }

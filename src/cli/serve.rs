@@ -1,6 +1,9 @@
 //! `quire serve`: one node, until a signal, its parent's end or a fatal error stops it.
 //!
-//! *Invariant*: after the first signal the process ends within [`STOP_MAX`]; after the second at
+//! SIGHUP makes it read its configuration again; of what has changed it takes over
+//! `limits.disk_budget` at once, the rest at its next start.
+//!
+//! *Invariant*: after the first signal to stop the process ends within [`STOP_MAX`]; after the second at
 //! once.
 
 use std::os::fd::AsFd;
@@ -35,31 +38,47 @@ pub fn run(args: &ServeArgs, log: &LogArgs) -> Result<(), Failure> {
     let config = args.node.load(log)?;
     logging::start(&config.log)?;
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(config, args.parent_pipe));
+    let outcome = runtime.block_on(serve(config, args.parent_pipe, || args.node.load(log)));
     // Whatever still runs must not hold up the exit: what had to be finished was awaited.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config, parent_pipe: bool) -> Result<(), Failure> {
+async fn serve(
+    mut config: Config,
+    parent_pipe: bool,
+    load: impl Fn() -> Result<Config, Failure>,
+) -> Result<(), Failure> {
     let mut stop = Stop::listen(parent_pipe)?;
+    let mut reload = on(SignalKind::hangup())?;
     let address = config.address.clone();
     let node = tokio::select! {
-        started = Node::start(config) => started.map_err(refused)?,
+        started = Node::start(config.clone()) => started.map_err(refused)?,
         why = stop.requested() => {
-            tracing::info!(why, "stopped before the node had started");
+            tracing::info!(%why, "stopped before the node had started");
             return Ok(());
         }
     };
     tracing::info!(%address, "serving");
     notify("READY=1");
-    tokio::select! {
-        why = stop.requested() => tracing::info!(why, "stopping"),
-        why = node.wait_fatal() => return Err(anyhow!("the node cannot go on: {why}").into()),
-    }
+    let why = loop {
+        tokio::select! {
+            why = stop.requested() => break why,
+            why = node.wait_fatal() => return Err(anyhow!("the node cannot go on: {why}").into()),
+            _ = reload.recv() => config = reloaded(&node, config, &load),
+        }
+    };
+    tracing::info!(%why, "stopping");
     notify("STOPPING=1");
+    let stopped = async {
+        match why {
+            Why::Signal(_) => node.stop().await,
+            // So do all nodes that it started.
+            Why::ParentEnded => node.stop_with_cluster().await,
+        }
+    };
     tokio::select! {
-        () = node.stop() => Ok(()),
+        () = stopped => Ok(()),
         () = stop.second_signal() => Err(anyhow!("ended at once by a second signal").into()),
         () = tokio::time::sleep(STOP_MAX) => Err(anyhow!(
             "the node did not stop within {} s and was ended; nothing acknowledged is lost",
@@ -68,11 +87,57 @@ async fn serve(config: Config, parent_pipe: bool) -> Result<(), Failure> {
     }
 }
 
+/// Reads the configuration again and takes over what may change while the node runs. What is in
+/// effect then.
+fn reloaded(node: &Node, now: Config, load: &impl Fn() -> Result<Config, Failure>) -> Config {
+    let read = match load() {
+        Ok(read) => read,
+        Err(Failure::Usage(line)) => {
+            tracing::error!(%line, "SIGHUP: the configuration is wrong; the present one stays");
+            return now;
+        }
+        Err(Failure::Operation(error)) => {
+            tracing::error!(%error, "SIGHUP: the configuration cannot be read; the present one stays");
+            return now;
+        }
+    };
+    let mut next = now.clone();
+    next.limits.disk_budget = read.limits.disk_budget;
+    node.set_disk_budget(next.limits.disk_budget);
+    tracing::info!(disk_budget = ?next.limits.disk_budget, "SIGHUP: the configuration was read");
+    if next != read {
+        tracing::warn!("SIGHUP: what else has changed takes effect at the next start");
+    }
+    next
+}
+
 fn refused(error: NodeError) -> Failure {
     if error.is_configuration() {
         Failure::Usage(error.to_string())
     } else {
         Failure::Operation(error.into())
+    }
+}
+
+fn on(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::from(anyhow!("cannot wait for signals: {error}")))
+}
+
+/// Why a process is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// By a signal of this name.
+    Signal(&'static str),
+    /// With what started it, and with all else that this started.
+    ParentEnded,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Why::Signal(name) => name,
+            Why::ParentEnded => "the parent process ended",
+        })
     }
 }
 
@@ -86,9 +151,6 @@ pub struct Stop {
 impl Stop {
     /// Takes over SIGTERM and SIGINT, and standard input where it is the parent's pipe.
     pub fn listen(parent_pipe: bool) -> Result<Stop, Failure> {
-        let on = |kind| {
-            signal(kind).map_err(|error| Failure::from(anyhow!("cannot wait for signals: {error}")))
-        };
         let parent = if parent_pipe {
             let no_pipe = |error: std::io::Error| {
                 Failure::Usage(format!("--parent-pipe: standard input is no pipe ({error})"))
@@ -106,7 +168,7 @@ impl Stop {
     }
 
     /// Waits until one of them asks, and says which.
-    pub async fn requested(&mut self) -> &'static str {
+    pub async fn requested(&mut self) -> Why {
         let parent = async {
             match &mut self.parent {
                 Some(pipe) => end_of(pipe).await,
@@ -114,9 +176,9 @@ impl Stop {
             }
         };
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            () = parent => "the parent process ended",
+            _ = self.terminate.recv() => Why::Signal("SIGTERM"),
+            _ = self.interrupt.recv() => Why::Signal("SIGINT"),
+            () = parent => Why::ParentEnded,
         }
     }
 

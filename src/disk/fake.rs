@@ -188,11 +188,6 @@ impl FakeDisk {
         inner.read_faults.clear();
     }
 
-    /// A bound on the sum of all file sizes, beyond which calls fail with `StorageFull`.
-    pub fn set_budget(&self, bytes_max: Option<u64>) {
-        self.shared.inner.lock().bytes_max = bytes_max;
-    }
-
     /// From now on `sync` of a file waits for [`FakeDisk::release_syncs`]. Only with
     /// `Executor::Threads`: inline, nobody is left to release it.
     pub fn hold_syncs(&self) {
@@ -409,6 +404,10 @@ impl Disk for FakeDisk {
         let inner = self.shared.inner.lock();
         let bytes_max = inner.bytes_max.unwrap_or(u64::MAX);
         Ok(bytes_max.saturating_sub(inner.state.bytes_total()))
+    }
+
+    fn set_budget(&self, bytes_max: Option<u64>) {
+        self.shared.inner.lock().bytes_max = bytes_max;
     }
 }
 

@@ -51,6 +51,10 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Bytes that can still be written before the disk is full.
     fn available_bytes(&self) -> io::Result<u64>;
+
+    /// Changes the budget of bytes beyond which the disk behaves as a full one, or lifts it
+    /// (`None`). What is there already stays, even beyond it.
+    fn set_budget(&self, bytes_max: Option<u64>);
 }
 
 /// An open file. All calls are positioned, so that a file can be shared between threads.

@@ -87,11 +87,6 @@ impl RealDisk {
         self
     }
 
-    /// Changes the budget, or lifts it (`None`). What is there already stays, even beyond it.
-    pub fn set_budget(&self, bytes_max: Option<u64>) {
-        self.budget.bytes_max.store(bytes_max.unwrap_or(UNLIMITED), Ordering::SeqCst);
-    }
-
     /// The directory it is rooted at.
     pub fn root(&self) -> &Path {
         &self.root
@@ -181,6 +176,10 @@ impl Disk for RealDisk {
     fn available_bytes(&self) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize).min(self.budget.available_bytes()?))
+    }
+
+    fn set_budget(&self, bytes_max: Option<u64>) {
+        self.budget.bytes_max.store(bytes_max.unwrap_or(UNLIMITED), Ordering::SeqCst);
     }
 }
 

@@ -31,6 +31,7 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use recover::newer_format;
 pub use store::{Log, LogMetrics, LogOptions};
 
 use crate::base::Fate;

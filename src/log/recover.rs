@@ -232,6 +232,21 @@ fn no_later_group(
     Ok(())
 }
 
+/// Which segment was written by a newer build, if one was. Only reads.
+pub fn newer_format(disk: &dyn Disk) -> std::io::Result<Option<String>> {
+    for number in disk.list(DIR)?.iter().filter_map(|name| segment_number(name)) {
+        let file = disk.open(&segment_path(number))?;
+        match read_header(&*file, number) {
+            Err(LogError::Format { segment, found }) => {
+                return Ok(Some(format!("{} has format {found}", segment_path(segment))));
+            }
+            Err(LogError::Io(error)) => return Err(error),
+            Ok(_) | Err(LogError::Damaged { .. }) => {}
+        }
+    }
+    Ok(None)
+}
+
 fn read_header(file: &dyn DiskFile, number: u64) -> Result<Option<SegmentHeader>, LogError> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     let got = file.read_at(&mut bytes, 0)?;

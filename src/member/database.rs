@@ -9,21 +9,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::base::Env;
+use crate::base::{Env, limits};
 use crate::pages::Store;
 use crate::sqlite::{Connection, ConnectionOptions, SqlError, TempSpace, View};
 
 use super::MemberOptions;
 use super::write::WriteSlot;
-
-/// Idle connections of each kind that are kept.
-const IDLE_CONNECTIONS_MAX: usize = 8;
-
-/// The cache of a pooled reader and of a session's own connection.
-const CACHE_KIB: u32 = 2 << 10;
-
-/// The cache of the write executor's connection.
-const WRITER_CACHE_KIB: u32 = 16 << 10;
 
 /// One database.
 pub struct Database {
@@ -53,7 +44,7 @@ impl Pool {
 
     fn put(&self, epoch: u64, connection: Connection) {
         let mut idle = self.idle.lock();
-        if idle.len() < IDLE_CONNECTIONS_MAX {
+        if idle.len() < limits::IDLE_CONNECTIONS_MAX {
             idle.push((epoch, connection));
         }
     }
@@ -80,7 +71,7 @@ impl Database {
             view: View::Head,
             shared: true,
             transaction_bytes_max: options.transaction_bytes_max,
-            cache_kib: WRITER_CACHE_KIB,
+            cache_kib: limits::WRITER_CACHE_KIB,
             space: space.clone(),
         };
         let (of, writer) = (store.clone(), base.clone());
@@ -94,7 +85,7 @@ impl Database {
         Arc::new(Database {
             slot: WriteSlot::new(env.executor, store.clone(), connect),
             store,
-            options: ConnectionOptions { cache_kib: CACHE_KIB, ..base },
+            options: ConnectionOptions { cache_kib: limits::CACHE_KIB, ..base },
             readers: Pool::default(),
             own: Pool::default(),
             published: published.clone(),

@@ -23,12 +23,6 @@ use crate::raft::{Command, WriteFailure, core::Written};
 
 use super::Member;
 
-/// Proposals whose end is still to be seen.
-const PROPOSALS_OPEN_MAX: usize = 4096;
-
-/// Deltas are gathered into one entry until it has this much.
-const GATHERED_BYTES: usize = limits::ENTRY_BYTES_MAX / 16;
-
 /// What one entry carries.
 struct Proposal {
     store: Arc<Store>,
@@ -51,7 +45,7 @@ struct Proposer {
 
 /// Starts the task that appends deltas, and the one that sees what came of them.
 pub fn spawn_proposer(member: &Arc<Member>) -> [JoinHandle<()>; 2] {
-    let (sender, receiver) = mpsc::channel(PROPOSALS_OPEN_MAX);
+    let (sender, receiver) = mpsc::channel(limits::PROPOSALS_OPEN_MAX);
     let outcomes = tokio::spawn(watch_proposals(member.clone(), receiver));
     let parts = Arc::new(Semaphore::new(limits::PARTS_IN_FLIGHT_MAX));
     let mut proposer = Proposer { member: member.clone(), sender, parts, turn: 0, discarded: None };
@@ -148,7 +142,7 @@ impl Proposer {
 fn gather(store: &Arc<Store>, first: Outgoing) -> (Vec<Bytes>, Vec<DeltaId>) {
     let mut size = first.bytes.len() + DELTA_OVERHEAD_BYTES;
     let (mut bytes, mut ids) = (vec![first.bytes], vec![first.id]);
-    while size < GATHERED_BYTES
+    while size < limits::ENTRY_GATHERED_BYTES
         && !store.next_is_part()
         && let Some(next) = store.take_outgoing()
     {

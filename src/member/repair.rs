@@ -45,20 +45,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// After an attempt that failed the next one waits this long.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A healthy member answers within this time.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-
-/// Leadership is handed over within this time, or kept for now.
-const HANDOVER_MAX: Duration = Duration::from_secs(3);
-
 /// After a handover that nobody took, the next attempt waits this long.
 const HANDOVER_PAUSE: Duration = Duration::from_secs(20);
-
-/// A view that nobody asks about is given up after this time.
-const LENT_MAX: Duration = Duration::from_secs(30);
-
-/// So many views are lent at a time.
-const LENT_COUNT_MAX: usize = 8;
 
 /// What a member remembers of repairs, its own and others'.
 #[derive(Default)]
@@ -133,7 +121,7 @@ impl Member {
         let offer = offer_of(viewed.described());
         let index = view.applied().last.map_or(0, |last| last.index);
         let mut lending = self.repairs.lent.lock();
-        if lending.views.len() >= LENT_COUNT_MAX {
+        if lending.views.len() >= limits::REPAIR_VIEWS_MAX {
             return Err(refused("too many copies are being repaired at a time"));
         }
         lending.count += 1;
@@ -158,7 +146,7 @@ impl Member {
 
     fn forget_idle_views(&self) {
         let now = self.env.clock.monotonic();
-        let recent = |lent: &Lent| now.saturating_sub(lent.used) < LENT_MAX;
+        let recent = |lent: &Lent| now.saturating_sub(lent.used) < limits::REPAIR_VIEW_IDLE_MAX;
         self.repairs.lent.lock().views.retain(|_, lent| recent(lent));
     }
 }
@@ -244,7 +232,7 @@ impl Watch {
         }
         let Some(to) = member.core.successor() else { return };
         tracing::warn!(to, "handing leadership over, for a copy is damaged here");
-        if !member.hand_over(to, HANDOVER_MAX).await {
+        if !member.hand_over(to, limits::HANDOVER_OF_DAMAGED_MAX).await {
             tracing::warn!(to, "leadership was not taken over; leading on, without that database");
             self.handover_after = member.env.clock.monotonic() + HANDOVER_PAUSE;
         }
@@ -336,7 +324,8 @@ impl Member {
         address: String,
     ) -> Result<Lender, String> {
         let body = Bytes::copy_from_slice(&store.id().to_le_bytes());
-        let asked = self.network.call(id, &address, CALL_VIEW, body, ANSWER_MAX).await;
+        let asked =
+            self.network.call(id, &address, CALL_VIEW, body, limits::REPAIR_ANSWER_MAX).await;
         let answer = asked.map_err(|error| error.to_string())?;
         let mut reader = Reader::new(&answer);
         let malformed = |error: crate::codec::Malformed| error.to_string();
@@ -414,7 +403,8 @@ impl Member {
         body.extend_from_slice(&pages.first.to_le_bytes());
         body.extend_from_slice(&pages.count.to_le_bytes());
         let (id, address) = (lender.id, &lender.address);
-        let answer = self.network.call(id, address, kind, body.into(), ANSWER_MAX).await;
+        let answer =
+            self.network.call(id, address, kind, body.into(), limits::REPAIR_ANSWER_MAX).await;
         answer.map_err(|error| error.to_string())
     }
 

@@ -22,9 +22,6 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Page images rest in memory for at most about this long when nothing is written.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// ... and in files, while there are no more bytes of them than this.
-const SPILLED_BYTES_MAX: u64 = 256 << 20;
-
 /// Folds when enough has gathered, when nothing has been written for a while or when the disk is
 /// short of room, and lets the log forget what is folded and not kept for followers.
 pub async fn keep(
@@ -85,7 +82,7 @@ fn is_due(member: &Member, log: &Log, limits: &Limits) -> bool {
     let (heap, spilled) = member.catalog().overlay_held();
     let from = member.catalog().recorded().last.map_or(0, |last| last.index + 1);
     heap > limits.overlay_bytes
-        || spilled > SPILLED_BYTES_MAX
+        || spilled > limits::SPILLED_BEFORE_CHECKPOINT_BYTES_MAX
         || log.bytes_since(from) > limits.log_keep_bytes
 }
 

@@ -15,14 +15,13 @@ pub mod config;
 mod identity;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::base::{Env, NodeId};
+use crate::base::{Env, NodeId, limits};
 use crate::disk::{Disk, RealDisk};
 use crate::log::{Log, LogOptions};
 use crate::member::{Member, MemberOptions, MemberParts};
@@ -46,24 +45,6 @@ use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
 
-/// A quorum round or a commit that takes longer has an unknown outcome.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Pauses between attempts to join.
-const JOIN_PAUSE: Duration = Duration::from_millis(200);
-
-/// A member asks for no longer than this whether the addresses to join are of its cluster.
-const JOIN_CHECK: Duration = Duration::from_millis(200);
-
-/// One attempt to join takes at most this long: the leader sends what this node lacks meanwhile.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A graceful stop hands leadership over within this time, or stops all the same.
-const HANDOVER_MAX: Duration = Duration::from_secs(4);
-
-/// Temporary files of SQLite, in all.
-const TEMP_BYTES_MAX: u64 = 16 << 30;
-
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -86,10 +67,24 @@ fn failed(what: &str) -> impl Fn(std::io::Error) -> NodeError {
     move |error| NodeError::Failed(format!("{what}: {error}"))
 }
 
+/// What a node runs on: the machine's own in [`Node::start`], a test's or an application's in
+/// [`Node::start_on`].
+pub struct Surroundings {
+    /// Where connections come from, of clients and peers.
+    pub listener: Listener,
+    /// The way to peers.
+    pub dialer: Arc<dyn Dialer>,
+    /// The data directory.
+    pub disk: Arc<dyn Disk>,
+    /// Clock, randomness and threads.
+    pub env: Env,
+}
+
 /// A running node.
 pub struct Node {
     member: Arc<Member>,
     log: Log,
+    disk: Arc<dyn Disk>,
     stopping: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -105,19 +100,17 @@ impl Node {
             ))
         })?;
         let disk = open_directory(&config)?;
-        Node::start_on(config, listener, disk, Env::real()).await
+        let dialer = Arc::new(AnyDialer);
+        Node::start_on(config, Surroundings { listener, dialer, disk, env: Env::real() }).await
     }
 
-    /// Starts a node on a listener, a disk and an environment of the caller's.
-    pub async fn start_on(
-        config: Config,
-        listener: Listener,
-        disk: Arc<dyn Disk>,
-        env: Env,
-    ) -> Result<Node, NodeError> {
+    /// Starts a node on surroundings of the caller's.
+    pub async fn start_on(config: Config, on: Surroundings) -> Result<Node, NodeError> {
+        let Surroundings { listener, dialer, disk, env } = on;
         let known = StoredIdentity::load(&*disk)?;
+        refuse_newer_formats(&*disk)?;
         let stored = identify(&config, known, &env)?;
-        check_same_cluster(&config, &stored).await?;
+        check_same_cluster(&config, &stored, &dialer).await?;
         let log = Log::open(disk.clone(), env.executor, LogOptions::default())
             .map_err(|error| NodeError::Failed(error.to_string()))?;
         let catalog =
@@ -139,8 +132,7 @@ impl Node {
         let state = log.state();
         let fresh = state.vote.is_none() && state.last.is_none();
         let lease = Arc::new(LeaseGuard::at_start(env.clock.clone(), &timeouts, fresh));
-        let network =
-            Network::new(Arc::new(AnyDialer), identity.clone(), lease.clone(), env.executor);
+        let network = Network::new(dialer, identity.clone(), lease.clone(), env.executor);
         let disturbed = Arc::new(Notify::new());
         let holds = PurgeHolds::new(env.clock.clone());
         let (of, told) = (catalog.clone(), disturbed.clone());
@@ -148,7 +140,7 @@ impl Node {
         let core = build(&stored, &timeouts, &network, &log, &machine, &env).await?;
         machine.open_views();
         let room = catalog.room().clone();
-        let space = TempSpace::with_room(disk.clone(), TEMP_BYTES_MAX, room);
+        let space = TempSpace::with_room(disk.clone(), limits::TEMP_BYTES_MAX, room);
         let options = member_options(&config, &timeouts);
         let member = Member::start(MemberParts {
             id: stored.id,
@@ -161,7 +153,7 @@ impl Node {
             options,
             disturbed,
         });
-        let hooks = Hooks::new(disk, stored.clone());
+        let hooks = Hooks::new(disk.clone(), stored.clone());
         hooks.attach(&member);
         let peers = Arc::new(PeerHandler {
             raft: Arc::new(core.raft().clone()),
@@ -193,7 +185,7 @@ impl Node {
             let entry = Entry { stored: &stored, fresh, hooks: &hooks, identity: &identity };
             tasks.extend(entry.enter(&config, &core, &network, &env).await?);
         }
-        Ok(Node { member, log, stopping, tasks })
+        Ok(Node { member, log, disk, stopping, tasks })
     }
 
     /// The member's core, for an application that embeds the node.
@@ -201,9 +193,20 @@ impl Node {
         &self.member
     }
 
+    /// Changes the byte budget of the data directory, or lifts it (`None`): the node behaves as on
+    /// a disk that has become fuller, or has room again.
+    pub fn set_disk_budget(&self, bytes_max: Option<u64>) {
+        self.disk.set_budget(bytes_max);
+    }
+
     /// Stops it: hands leadership over, closes the doors, ends consensus.
     pub async fn stop(self) {
         self.hand_over().await;
+        self.stop_with_cluster().await;
+    }
+
+    /// Stops it as one of a cluster whose nodes all stop: there is nobody to hand leadership to.
+    pub async fn stop_with_cluster(self) {
         self.stopping.send_replace(true);
         self.member.stop().await;
         for task in self.tasks {
@@ -214,24 +217,11 @@ impl Node {
 
     /// Hands leadership to another voter, if this node leads and there is one.
     async fn hand_over(&self) {
-        let leadership = self.member.leadership();
-        if leadership.open_term.is_none() {
+        if self.member.leading_term().is_err() {
             return;
         }
-        let me = self.member.id();
-        let other = leadership.members.iter().find(|(id, _, votes)| *id != me && *votes);
-        let Some((to, _, _)) = other else { return };
-        let handed = async {
-            self.member.pause_writes().await;
-            self.member.core().transfer(*to).await;
-            let mut watch = self.member.watch_leadership();
-            let mine = |now: &crate::member::Leadership| {
-                now.leader.as_ref().is_some_and(|(id, _)| *id == me)
-            };
-            // An error means that the member is gone, and with it the leadership.
-            let _ = watch.wait_for(|now| !mine(now)).await;
-        };
-        if tokio::time::timeout(HANDOVER_MAX, handed).await.is_err() {
+        let Some(to) = self.member.core().successor() else { return };
+        if !self.member.hand_over(to, limits::HANDOVER_AT_STOP_MAX).await {
             tracing::warn!(to, "leadership was not taken over in time; stopping all the same");
         }
     }
@@ -262,6 +252,22 @@ fn open_directory(config: &Config) -> Result<Arc<dyn Disk>, NodeError> {
         Some(bytes) => disk.with_budget(bytes),
         None => disk,
     })
+}
+
+/// Files of a newer build are refused before anything is written beside them. (Those that do not
+/// say a format of their own have that of `node.toml`.)
+fn refuse_newer_formats(disk: &dyn Disk) -> Result<(), NodeError> {
+    let newer = match crate::log::newer_format(disk).map_err(failed("the log"))? {
+        Some(what) => Some(what),
+        None => crate::pages::newer_format(disk).map_err(failed("the databases"))?,
+    };
+    match newer {
+        Some(what) => Err(NodeError::Configuration(format!(
+            "the data directory was written by a newer version of quire ({what}, and this one \
+             reads format 1): start that version"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Who this node is, from its directory and its configuration.
@@ -306,16 +312,19 @@ fn finish_install(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
 
 /// A member started with addresses to join is no member of another cluster than theirs. Who does
 /// not answer within a moment is not waited for: members may be starting, too.
-async fn check_same_cluster(config: &Config, stored: &StoredIdentity) -> Result<(), NodeError> {
+async fn check_same_cluster(
+    config: &Config,
+    stored: &StoredIdentity,
+    dialer: &Arc<dyn Dialer>,
+) -> Result<(), NodeError> {
     if stored.cluster_id() == 0 || config.join.is_empty() {
         return Ok(());
     }
     let identity = Identity::new(stored.id, stored.cluster_id());
-    let dialer: Arc<dyn Dialer> = Arc::new(AnyDialer);
     let asked: FuturesUnordered<_> = config
         .join
         .iter()
-        .map(|address| connect(&dialer, &identity, 0, address, Channel::Requests))
+        .map(|address| connect(dialer, &identity, 0, address, Channel::Requests))
         .collect();
     let wrong = asked.filter_map(|answer| async move {
         match answer {
@@ -324,7 +333,7 @@ async fn check_same_cluster(config: &Config, stored: &StoredIdentity) -> Result<
         }
     });
     let mut wrong = std::pin::pin!(wrong);
-    match tokio::time::timeout(JOIN_CHECK, wrong.next()).await {
+    match tokio::time::timeout(limits::JOIN_CHECK_MAX, wrong.next()).await {
         Ok(Some(address)) => Err(NodeError::Configuration(format!(
             "the data directory belongs to another cluster than {address}: choose a new one with \
              --dir, or leave --join out"
@@ -367,7 +376,7 @@ fn member_options(config: &Config, timeouts: &Timeouts) -> MemberOptions {
         transaction_bytes_max: config.limits.transaction_bytes,
         // A tenth is left for clocks that drift.
         lease: timeouts.lease() * 9 / 10,
-        commit_timeout: COMMIT_TIMEOUT,
+        commit_timeout: limits::COMMIT_TIMEOUT,
     }
 }
 
@@ -431,7 +440,8 @@ async fn join(network: Network, addresses: Vec<String>, id: NodeId, body: Bytes)
     loop {
         let mut ask = addresses.clone();
         while let Some(next) = ask.pop() {
-            let answer = network.call_address(&next, calls::JOIN, body.clone(), JOIN_TIMEOUT).await;
+            let answer =
+                network.call_address(&next, calls::JOIN, body.clone(), limits::JOIN_TIMEOUT).await;
             let what = match answer.as_deref().map(calls::decode_joined) {
                 Ok(Ok(Joined::Done)) => {
                     tracing::info!(node = id, "this node has joined the cluster");
@@ -450,6 +460,6 @@ async fn join(network: Network, addresses: Vec<String>, id: NodeId, body: Bytes)
                 said = what;
             }
         }
-        tokio::time::sleep(JOIN_PAUSE).await;
+        tokio::time::sleep(limits::JOIN_PAUSE).await;
     }
 }

@@ -32,7 +32,7 @@ use super::spill::SpillSpace;
 use super::store::{Place, Point, Store};
 use super::view::Described;
 
-const MAGIC: &[u8; 8] = b"QUIRECP1";
+pub(super) const MAGIC: &[u8; 8] = b"QUIRECP1";
 pub(super) const RECORD_PATH: &str = "checkpoint";
 
 /// Bytes in a page of a new database.

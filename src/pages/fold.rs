@@ -27,7 +27,7 @@ use super::page::{Image, PageNo, page_hash};
 use super::spill::Spill;
 use super::store::{Place, Point, Store};
 
-const MAGIC: &[u8; 8] = b"QUIRECK1";
+pub(super) const MAGIC: &[u8; 8] = b"QUIRECK1";
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Bytes of a position: see [`encode_folded`].
@@ -329,7 +329,7 @@ fn redo_page(base: &BaseFile, name: &str, record: &[u8]) -> Result<(), PagesErro
 }
 
 /// Whether the first `end` bytes match the checksum behind them. They may be many.
-fn matches_checksum(file: &dyn DiskFile, end: u64) -> io::Result<bool> {
+pub(super) fn matches_checksum(file: &dyn DiskFile, end: u64) -> io::Result<bool> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let (mut at, mut crc) = (0, 0);
     while at < end {

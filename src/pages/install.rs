@@ -36,9 +36,9 @@ use super::incoming::{DIR, Ready, Scope, staged_path, take_back_staged};
 use super::store::Store;
 use super::view::Described;
 
-const MAGIC: &[u8; 8] = b"QUIREIN1";
+pub(super) const MAGIC: &[u8; 8] = b"QUIREIN1";
 
-fn record_path() -> String {
+pub(super) fn record_path() -> String {
     format!("{DIR}/install")
 }
 

@@ -29,6 +29,7 @@ mod copies;
 pub mod delta;
 pub mod encoded;
 mod fold;
+mod formats;
 mod freeze;
 pub mod incoming;
 mod install;
@@ -44,6 +45,7 @@ use crate::base::Fate;
 
 pub use apply::Part;
 pub use catalog::Catalog;
+pub use formats::newer_format;
 pub use freeze::{Freeze, Frozen};
 pub use page::PageNo;
 pub use store::{Point, Snapshot, Store};

@@ -43,7 +43,7 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(500),
+            election_min: Duration::from_millis(400),
             election_max: Duration::from_millis(800),
         }
     }

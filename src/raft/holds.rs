@@ -11,10 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::base::Clock;
-
-/// After a transfer its follower has this long to take up the log.
-const LINGER: Duration = Duration::from_secs(15);
+use crate::base::{Clock, limits};
 
 /// All holds of a node. Clones share them.
 #[derive(Clone)]
@@ -62,7 +59,7 @@ impl PurgeHolds {
 
 impl Drop for PurgeHold {
     fn drop(&mut self) {
-        let end = self.holds.clock.monotonic() + LINGER;
+        let end = self.holds.clock.monotonic() + limits::LOG_HELD_AFTER_TRANSFER_MAX;
         if let Some((_, of)) = self.holds.held.lock().holds.get_mut(&self.number) {
             *of = Some(end);
         }
@@ -96,7 +93,7 @@ mod tests {
         assert_eq!(holds.lowest(), Some(20));
         drop(second);
         assert_eq!(holds.lowest(), Some(20));
-        clock.0.store(LINGER.as_secs(), Ordering::SeqCst);
+        clock.0.store(limits::LOG_HELD_AFTER_TRANSFER_MAX.as_secs(), Ordering::SeqCst);
         assert_eq!(holds.lowest(), Some(30));
         clock.0.store(1000, Ordering::SeqCst);
         assert_eq!(holds.lowest(), Some(30));

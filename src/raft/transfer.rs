@@ -14,7 +14,6 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 
@@ -27,9 +26,6 @@ use super::snapshot::{
 };
 use super::types::{RaftVote, SnapshotMeta, log_id, log_vote, raft_log_id, raft_vote};
 use crate::base::{DatabaseId, Executor, limits};
-
-/// How long a receiver that gave up waits for the sender to have heard it.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Why a transfer ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -370,7 +366,7 @@ where
         put(receiver.connection, frame.finish()).await?;
         // Closing at once would throw away the reason, on its way against what the sender writes.
         let closed = async { while let Ok(Some(_)) = receiver.connection.reader.next().await {} };
-        let _ = tokio::time::timeout(FAREWELL, closed).await;
+        let _ = tokio::time::timeout(limits::SNAPSHOT_FAREWELL_MAX, closed).await;
     }
     received.map(|()| true)
 }

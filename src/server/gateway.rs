@@ -13,18 +13,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::base::limits;
 use crate::raft::connection::PeerStream;
 use crate::sqlite::Cancel;
 use crate::wire::{Frame, FrameDecoder, Handshake, request};
 
 use super::listen::Doors;
 use super::request::{Client, Reply};
-
-/// Requests that a client may send ahead.
-const AHEAD_MAX: usize = 64;
-
-/// Batches of rows between the statement and the socket.
-const PARTS_AHEAD_MAX: usize = 2;
 
 struct Socket {
     read: ReadHalf<Box<dyn PeerStream>>,
@@ -46,7 +41,7 @@ impl Socket {
     }
 
     fn take_frames(&mut self) -> io::Result<()> {
-        while self.ahead.len() < AHEAD_MAX {
+        while self.ahead.len() < limits::REQUESTS_AHEAD_MAX {
             match self.decoder.next_frame() {
                 Ok(Some(frame)) => self.ahead.push_back(frame),
                 Ok(None) => break,
@@ -144,7 +139,7 @@ async fn mind(
     frame: Frame,
     cancel: &Cancel,
 ) -> io::Result<Reply> {
-    let (parts, mut rows) = mpsc::channel(PARTS_AHEAD_MAX);
+    let (parts, mut rows) = mpsc::channel(limits::ROW_PARTS_AHEAD_MAX);
     let mut task = client.start(frame, cancel.clone(), parts);
     let mut open = true;
     let reply = loop {
@@ -158,7 +153,7 @@ async fn mind(
                 None => open = false,
             },
             done = &mut task => break done,
-            read = socket.read_more(), if !socket.ended && socket.ahead.len() < AHEAD_MAX => read?,
+            read = socket.read_more(), if !socket.ended && socket.ahead.len() < limits::REQUESTS_AHEAD_MAX => read?,
         }
     };
     let Ok((back, reply)) = reply else {

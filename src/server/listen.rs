@@ -2,6 +2,8 @@
 //! or an abstract Unix name (`@name`). A connection says within a time limit which protocol it
 //! speaks, or is closed.
 //!
+//! Streams may also be handed over by whoever runs the node: an application's own listener, a test.
+//!
 //! *Invariant*: the number of open connections is bounded.
 
 use std::io;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::base::limits;
 use crate::member::Member;
@@ -28,6 +30,8 @@ pub enum Listener {
     Tcp(TcpListener),
     /// A Unix socket, by path or abstract.
     Unix(UnixListener),
+    /// Streams that somebody hands over; none come any more when the sender is gone.
+    Streams(mpsc::Receiver<Box<dyn PeerStream>>),
 }
 
 /// The parts of an address.
@@ -77,7 +81,7 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<Box<dyn PeerStream>> {
+    async fn accept(&mut self) -> io::Result<Box<dyn PeerStream>> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
@@ -85,6 +89,10 @@ impl Listener {
                 Ok(Box::new(stream))
             }
             Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+            Listener::Streams(streams) => match streams.recv().await {
+                Some(stream) => Ok(stream),
+                None => std::future::pending().await,
+            },
         }
     }
 }
@@ -127,7 +135,7 @@ pub struct Doors {
 }
 
 /// Accepts connections until `stopping` turns true.
-pub async fn serve(listener: Listener, doors: Doors, mut stopping: watch::Receiver<bool>) {
+pub async fn serve(mut listener: Listener, doors: Doors, mut stopping: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(doors.connections_max));
     loop {
         let accepted = tokio::select! {

@@ -11,8 +11,9 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::base::DatabaseName;
+use crate::base::{DatabaseName, limits};
 use crate::member::{Failure, Member, ReadLevel, Session};
+use crate::pages::Store;
 use crate::sqlite::{Cancel, Ran, Value};
 use crate::wire::error::Answer;
 use crate::wire::request::{self, HELLO_FOLLOWER_READS};
@@ -23,9 +24,6 @@ use super::sink::RowsSink;
 
 /// dqlite's answer to Client; nobody enforces it.
 const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
-
-/// Prepared statements of a connection.
-const STATEMENTS_MAX: usize = 4096;
 
 /// The answer to a request.
 pub enum Reply {
@@ -270,7 +268,7 @@ impl Client {
                 Err(refusal) => Err(refusal),
             },
             Request::Digest { database, flags } => self.digest(&database, flags).await,
-            Request::Checkpoint { .. } => self.checkpoint().await,
+            Request::Checkpoint { database } => self.checkpoint(&database).await,
             _ => Err(Refusal::new(code::PARSE, code::UNKNOWN_REQUEST)),
         };
         let response = answered.unwrap_or_else(|refusal| failure(refusal.code, &refusal.text));
@@ -337,7 +335,7 @@ impl Client {
         }
         let free = open.statements.iter().position(Option::is_none);
         let at = free.unwrap_or(open.statements.len());
-        if at >= STATEMENTS_MAX {
+        if at >= limits::STATEMENTS_OPEN_MAX {
             return Err(Refusal::new(code::ERROR, "too many prepared statements"));
         }
         let prepared = Prepared { sql: sql.get(..bytes).unwrap_or(sql).to_owned() };
@@ -412,11 +410,16 @@ impl Client {
         }
     }
 
-    async fn digest(&mut self, database: &Text, flags: u64) -> Result<Response, Refusal> {
+    /// The copy of a database that is here.
+    fn known_store(&self, database: &Text) -> Result<Arc<Store>, Refusal> {
         let unknown = || Refusal::new(code::DUMP_NOTFOUND, code::NO_SUCH_DATABASE);
         let name = DatabaseName::new(database.as_str().ok_or_else(unknown)?);
         let store = name.ok().and_then(|name| self.member.catalog().by_name(&name));
-        let store = store.ok_or_else(unknown)?;
+        store.ok_or_else(unknown)
+    }
+
+    async fn digest(&mut self, database: &Text, flags: u64) -> Result<Response, Refusal> {
+        let store = self.known_store(database)?;
         if flags & request::DIGEST_DEEP != 0 {
             let deep = store.clone();
             // What it finds is kept as the store's state.
@@ -439,7 +442,9 @@ impl Client {
         }))
     }
 
-    async fn checkpoint(&mut self) -> Result<Response, Refusal> {
+    /// All databases are folded together; the one that is named must be there.
+    async fn checkpoint(&mut self, database: &Text) -> Result<Response, Refusal> {
+        self.known_store(database)?;
         match self.member.checkpoint().await {
             Ok(_) => Ok(Response::Empty),
             Err(failure) => Err(failure.into()),

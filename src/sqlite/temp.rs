@@ -14,10 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::ffi;
 
+use crate::base::limits;
 use crate::disk::{Disk, DiskFile, Room};
-
-/// A temporary file up to this size stays in memory.
-const HEAP_BYTES_MAX: usize = 256 << 10;
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<TempSpace>>> = const { RefCell::new(None) };
@@ -114,7 +112,7 @@ impl TempFile {
         if end > self.size {
             match &self.space {
                 Some(space) => space.take(end - self.size)?,
-                None if end > HEAP_BYTES_MAX as u64 => return Err(ffi::SQLITE_FULL),
+                None if end > limits::TEMP_HEAP_BYTES_MAX as u64 => return Err(ffi::SQLITE_FULL),
                 None => {}
             }
             self.size = end;
@@ -141,7 +139,7 @@ impl TempFile {
         let (Content::Heap(bytes), Some(space)) = (&self.content, &self.space) else {
             return Ok(());
         };
-        if self.size <= HEAP_BYTES_MAX as u64 {
+        if self.size <= limits::TEMP_HEAP_BYTES_MAX as u64 {
             return Ok(());
         }
         let file = space.file()?;

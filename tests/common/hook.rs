@@ -136,4 +136,8 @@ impl Disk for HookDisk {
     fn available_bytes(&self) -> io::Result<u64> {
         self.inner.available_bytes()
     }
+
+    fn set_budget(&self, bytes_max: Option<u64>) {
+        self.inner.set_budget(bytes_max);
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::super::config::{Timeouts, raft_config};
-use super::super::connection::{Identity, TcpDialer, prepare_tcp};
+use super::super::connection::{Dialer, Identity, PeerStream, TcpDialer, prepare_tcp};
 use super::super::frames::PREAMBLE;
 use super::super::lease::LeaseGuard;
 use super::super::log_store::LogStore;
@@ -32,6 +33,17 @@ use crate::log::{Log, LogOptions};
 
 const CLUSTER: u64 = 0xC0FFEE;
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Counts how often a node dials.
+#[derive(Default)]
+struct CountingDialer(AtomicU64);
+
+impl Dialer for CountingDialer {
+    fn dial(&self, address: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        TcpDialer.dial(address)
+    }
+}
 
 struct Hooks;
 
@@ -58,6 +70,7 @@ struct Running {
     toy: Toy,
     log: Log,
     network: Network,
+    dialer: Arc<CountingDialer>,
     serving: JoinSet<()>,
 }
 
@@ -83,8 +96,9 @@ impl Node {
         let lease = Arc::new(LeaseGuard::at_start(env.clock.clone(), &timeouts, fresh));
         let identity = Identity::new(self.id, if fresh { 0 } else { CLUSTER });
         identity.join(CLUSTER);
+        let dialer = Arc::new(CountingDialer::default());
         let network =
-            Network::new(Arc::new(TcpDialer), identity.clone(), lease.clone(), env.executor);
+            Network::new(dialer.clone(), identity.clone(), lease.clone(), env.executor);
         let toy = Toy::default();
         let config = Arc::new(raft_config(&timeouts).unwrap());
         let store = LogStore::new(log.clone(), env.executor);
@@ -113,7 +127,7 @@ impl Node {
                 });
             }
         });
-        self.running = Some(Running { raft, toy, log, network, serving });
+        self.running = Some(Running { raft, toy, log, network, dialer, serving });
     }
 
     fn raft(&self) -> &RaftOf<Toy> {
@@ -319,6 +333,37 @@ async fn a_follower_behind_the_log_gets_a_snapshot() {
     let toy = &cluster.nodes[follower].running.as_ref().unwrap().toy;
     assert_eq!(toy.0.lock().installed, 1);
     assert_eq!(cluster.nodes[follower].content(), numbers(5100));
+    cluster.stop().await;
+}
+
+/// A leader whose followers were both gone used a whole processor and more: where a connection is
+/// refused at once, openraft begins a replication stream anew at once, for its own pause is in the
+/// stream of requests, which nobody has read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_followers_dials_them_now_and_then() {
+    /// Pauses end at 400 ms, and heartbeats come every 100 ms: less than 15 a second to each of
+    /// two. Without a pause there were thousands.
+    const DIALS_MAX: u64 = 60;
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    cluster.write(leader, 0..100).await;
+    for other in [(leader + 1) % 3, (leader + 2) % 3] {
+        cluster.nodes[other].kill().await;
+    }
+    let dialed = &cluster.nodes[leader].running.as_ref().unwrap().dialer.0;
+    // Both streams have failed.
+    let started = Instant::now();
+    let before = dialed.load(Ordering::Relaxed);
+    while dialed.load(Ordering::Relaxed) < before + 4 {
+        assert!(started.elapsed() < PATIENCE, "nobody was dialed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (before, started) = (dialed.load(Ordering::Relaxed), Instant::now());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let seconds = started.elapsed().as_secs() + 1;
+    let dials = dialed.load(Ordering::Relaxed) - before;
+    println!("{dials} dials in {seconds} s");
+    assert!(dials < DIALS_MAX * seconds, "{dials} dials in {seconds} s");
     cluster.stop().await;
 }
 

@@ -1,0 +1,431 @@
+//! Three whole nodes in this process and on this one thread: no lane and no pool has a thread of
+//! its own, connections are pipes in memory that can be cut, disks are recording ones, and the
+//! clock stands still for as long as anybody has something to do.
+//!
+//! So leadership can be looked at while it is in doubt: a leader whose lease has run out refuses
+//! proposals and stays the leader of its term.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use quire::base::{Clock, DatabaseName, Env, Executor, NodeId, SplitMix};
+use quire::disk::FakeDisk;
+use quire::driver::{Client, Dial, Options, Stream};
+use quire::member::{Failure, Member, ReadLevel, Session};
+use quire::node::{Config, Node, Surroundings};
+use quire::pages::Store;
+use quire::pages::store::Resolution;
+use quire::raft::connection::{Dialer, PeerStream};
+use quire::raft::{Outcome, WriteFailure, command};
+use quire::server::Listener;
+use quire::sqlite::{Cancel, Connection, ConnectionOptions, Ran, TempSpace, View};
+use quire::wire::Value;
+use rusqlite::ffi;
+use tokio::io::{DuplexStream, copy_bidirectional, duplex};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+const PIPE_BYTES: usize = 64 << 10;
+
+/// How long anything may take, by the clock that stands still.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The clock of the runtime, which a test has stopped.
+struct Stopped(Instant);
+
+impl Clock for Stopped {
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn unix(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// The pipes between nodes, and from clients to nodes.
+#[derive(Default)]
+struct Net {
+    doors: Mutex<BTreeMap<String, mpsc::Sender<Box<dyn PeerStream>>>>,
+    /// Nodes that their peers cannot reach, nor they them.
+    cut: Mutex<BTreeSet<String>>,
+    /// Between peers.
+    pipes: Mutex<Vec<(String, String, JoinHandle<()>)>>,
+}
+
+impl Net {
+    fn listen(&self, address: &str) -> Listener {
+        let (sender, receiver) = mpsc::channel(64);
+        self.doors.lock().insert(address.to_owned(), sender);
+        Listener::Streams(receiver)
+    }
+
+    fn connect(&self, from: Option<&str>, to: &str) -> io::Result<DuplexStream> {
+        let (near, mut a) = duplex(PIPE_BYTES);
+        let (mut b, far) = duplex(PIPE_BYTES);
+        let cut = self.cut.lock();
+        if let Some(from) = from
+            && (cut.contains(from) || cut.contains(to))
+        {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let door = self.doors.lock().get(to).cloned().ok_or_else(refused)?;
+        door.try_send(Box::new(far)).map_err(|_| refused())?;
+        let pipe = tokio::spawn(async move {
+            // Ends with either side.
+            let _ = copy_bidirectional(&mut a, &mut b).await;
+        });
+        if let Some(from) = from {
+            self.pipes.lock().push((from.to_owned(), to.to_owned(), pipe));
+        }
+        Ok(near)
+    }
+
+    /// Cuts a node off from its peers; clients still reach it.
+    fn cut(&self, address: &str) {
+        self.cut.lock().insert(address.to_owned());
+        self.pipes.lock().retain(|(from, to, pipe)| {
+            let through = from == address || to == address;
+            if through {
+                pipe.abort();
+            }
+            !through
+        });
+    }
+
+    fn heal(&self) {
+        self.cut.lock().clear();
+    }
+}
+
+/// The way from one node to its peers.
+struct From(Arc<Net>, String);
+
+impl Dialer for From {
+    fn dial(&self, to: String) -> BoxFuture<'static, io::Result<Box<dyn PeerStream>>> {
+        let stream = self.0.connect(Some(&self.1), &to);
+        async move { Ok(Box::new(stream?) as Box<dyn PeerStream>) }.boxed()
+    }
+}
+
+/// The way from a client.
+struct Outside(Arc<Net>);
+
+impl Dial for Outside {
+    fn dial<'a>(&'a self, to: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Stream>>> {
+        async move { Ok(Box::new(self.0.connect(None, to)?) as Box<dyn Stream>) }.boxed()
+    }
+}
+
+/// Three nodes.
+struct Trio {
+    net: Arc<Net>,
+    clock: Arc<Stopped>,
+    disks: BTreeMap<NodeId, FakeDisk>,
+    nodes: BTreeMap<NodeId, Node>,
+}
+
+fn address(id: NodeId) -> String {
+    format!("node:{id}")
+}
+
+impl Trio {
+    async fn start() -> Trio {
+        let disks = (1..=3).map(|id| (id, FakeDisk::new())).collect();
+        let clock = Arc::new(Stopped(Instant::now()));
+        let mut trio = Trio { net: Arc::default(), clock, disks, nodes: BTreeMap::new() };
+        for id in 1..=3 {
+            trio.run(id).await;
+        }
+        until("three voters", || {
+            let member = trio.nodes.values().find(|node| node.member().leading_term().is_ok())?;
+            let leadership = member.member().leadership();
+            let voters = leadership.members.iter().filter(|(_, _, votes)| *votes).count();
+            (voters == 3).then_some(())
+        })
+        .await;
+        trio
+    }
+
+    /// Starts a node on what its disk has.
+    async fn run(&mut self, id: NodeId) {
+        let join = if id == 1 { vec![] } else { (1..=3).map(address).collect() };
+        let config = Config {
+            id: Some(id),
+            address: address(id),
+            bootstrap: id == 1,
+            join,
+            ..Config::default()
+        };
+        let on = Surroundings {
+            listener: self.net.listen(&address(id)),
+            dialer: Arc::new(From(self.net.clone(), address(id))),
+            disk: Arc::new(self.disks[&id].clone()),
+            env: Env {
+                clock: self.clock.clone(),
+                random: Arc::new(SplitMix::new(id)),
+                executor: Executor::Inline,
+            },
+        };
+        self.nodes.insert(id, Node::start_on(config, on).await.unwrap());
+    }
+
+    async fn stop(&mut self, id: NodeId) {
+        self.net.doors.lock().remove(&address(id));
+        self.nodes.remove(&id).unwrap().stop().await;
+    }
+
+    async fn stop_all(self) {
+        for node in self.nodes.into_values() {
+            node.stop_with_cluster().await;
+        }
+    }
+
+    fn client(&self) -> Client {
+        let dial = Arc::new(Outside(self.net.clone()));
+        Client::new((1..=3).map(address), Options { dial, ..Options::default() }).unwrap()
+    }
+
+    fn member(&self, id: NodeId) -> &Arc<Member> {
+        self.nodes[&id].member()
+    }
+
+    /// The node that takes writes.
+    async fn leader(&self) -> NodeId {
+        until("a leader", || {
+            let leads = |node: &&Node| node.member().leading_term().is_ok();
+            self.nodes.values().find(leads).map(|node| node.member().id())
+        })
+        .await
+    }
+
+    fn store(&self, id: NodeId) -> Arc<Store> {
+        self.member(id).catalog().by_name(&shop()).unwrap()
+    }
+
+    /// Waits until all have applied the same version, and it is the same to the byte.
+    async fn agree(&self) {
+        until("all to have applied the same", || {
+            let mut points = self.nodes.keys().map(|id| {
+                let store = self.member(*id).catalog().by_name(&shop())?;
+                Some(store.applied())
+            });
+            let first = points.next()??;
+            points.all(|point| point == Some(first)).then_some(())
+        })
+        .await;
+        let digests: BTreeSet<u128> =
+            self.nodes.keys().map(|id| self.store(*id).verify().unwrap().digest).collect();
+        assert_eq!(digests.len(), 1);
+    }
+
+    /// Cuts the leader off, nobody else campaigning, until its lease has run out. It still leads.
+    async fn without_a_lease(&self, leader: NodeId) -> u64 {
+        let term = self.member(leader).leading_term().unwrap();
+        for id in self.nodes.keys().filter(|id| **id != leader) {
+            self.member(*id).core().set_candidate(false);
+        }
+        self.net.cut(&address(leader));
+        sleep(Duration::from_secs(3)).await;
+        assert!(self.member(leader).core().view().leads);
+        assert_eq!(self.member(leader).leading_term().ok(), Some(term), "nothing was refused yet");
+        term
+    }
+}
+
+fn shop() -> DatabaseName {
+    DatabaseName::new("shop").unwrap()
+}
+
+async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn integers(client: &Client, sql: &str) -> Vec<i64> {
+    let rows = client.database("shop").query(sql, vec![]).await.unwrap().rows;
+    let integer = |row: Vec<Value>| match row[..] {
+        [Value::Integer(value)] => value,
+        _ => panic!("{row:?}"),
+    };
+    rows.into_iter().map(integer).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_lives_on_one_thread() {
+    let mut trio = Trio::start().await;
+    let client = trio.client();
+    let shop = client.database("shop");
+    shop.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, x)", vec![]).await.unwrap();
+    for id in 0..20 {
+        shop.execute("INSERT INTO t VALUES(?, randomblob(500))", vec![Value::Integer(id)])
+            .await
+            .unwrap();
+    }
+    let mut transaction = shop.transaction().await.unwrap();
+    transaction.execute("INSERT INTO t(id) VALUES(20)", vec![]).await.unwrap();
+    let seen = transaction.query("SELECT count(*) FROM t", vec![]).await.unwrap().rows;
+    assert_eq!(seen, [[Value::Integer(21)]]);
+    transaction.commit().await.unwrap();
+    client.checkpoint("shop").await.unwrap();
+    trio.agree().await;
+
+    // Leadership is handed over, and the node comes back on what its disk has.
+    let first = trio.leader().await;
+    trio.stop(first).await;
+    shop.execute("INSERT INTO t(id) VALUES(21)", vec![]).await.unwrap();
+    assert_ne!(trio.leader().await, first);
+    trio.run(first).await;
+    trio.agree().await;
+
+    // Leadership is taken over from a leader that nobody hears of.
+    let second = trio.leader().await;
+    trio.net.cut(&address(second));
+    let third = until("another leader", || {
+        let others = trio.nodes.keys().filter(|id| **id != second);
+        others.copied().find(|id| trio.member(*id).leading_term().is_ok())
+    })
+    .await;
+    client.at(&address(third)).unwrap();
+    shop.execute("INSERT INTO t(id) VALUES(22)", vec![]).await.unwrap();
+    trio.net.heal();
+    trio.agree().await;
+    assert_eq!(integers(&client, "SELECT count(*) FROM t").await, [23]);
+    trio.stop_all().await;
+}
+
+async fn insert(member: &Arc<Member>, id: i64) -> Result<Ran, Failure> {
+    let database = member.find_database(&shop()).unwrap();
+    let mut session = Session::new(member.clone(), database);
+    session.exec(&format!("INSERT INTO t VALUES({id})"), vec![], &Cancel::default()).await
+}
+
+/// The leader's lease has run out, so openraft refuses single writes while it stays leader in its
+/// term. What was executed ahead stands on nothing then, and goes; the slots are closed until a
+/// quorum has confirmed the leadership, in that same term.
+#[tokio::test(start_paused = true)]
+async fn proposals_refused_by_a_leader_that_stays_leader() {
+    let trio = Trio::start().await;
+    let client = trio.client();
+    let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY); INSERT INTO t VALUES(1)";
+    client.database("shop").execute_batch(setup).await.unwrap();
+    let leader = trio.leader().await;
+    let member = trio.member(leader).clone();
+    let term = trio.without_a_lease(leader).await;
+
+    let (one, two, three) =
+        tokio::join!(insert(&member, 2), insert(&member, 3), insert(&member, 4));
+    assert!(matches!(one, Err(Failure::NotLeader)), "{one:?}");
+    for outcome in [two, three] {
+        let dropped = matches!(outcome, Err(Failure::NotLeader | Failure::LeadershipLost));
+        assert!(dropped, "{outcome:?}");
+    }
+    sleep(Duration::from_secs(5)).await;
+    assert!(member.core().view().leads, "it still leads");
+    assert_eq!(member.core().view().term, term);
+    assert_eq!(member.leadership().open_term, None, "nobody has confirmed it");
+    assert!(matches!(insert(&member, 5).await, Err(Failure::NotLeader)));
+
+    trio.net.heal();
+    let opened = until("the slots to open", || member.leadership().open_term).await;
+    assert_eq!(opened, term, "in the same term");
+    insert(&member, 6).await.unwrap();
+    assert_eq!(integers(&client, "SELECT id FROM t").await, [1, 6]);
+    trio.agree().await;
+    trio.stop_all().await;
+}
+
+/// The refusal of the first of three is not known yet when the others are appended. Without the
+/// rule that the slot opens only by a new confirmation the head would be dead until a restart: all
+/// that came later would stand on a version that never will be.
+#[tokio::test(start_paused = true)]
+async fn the_first_of_three_proposals_is_refused_and_the_others_are_appended() {
+    let trio = Trio::start().await;
+    let client = trio.client();
+    let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY); INSERT INTO t VALUES(1)";
+    client.database("shop").execute_batch(setup).await.unwrap();
+    let leader = trio.leader().await;
+    let member = trio.member(leader).clone();
+    let store = trio.store(leader);
+    let epoch = store.epoch();
+    let term = trio.without_a_lease(leader).await;
+
+    // Executed by hand, so that the member's own proposer knows nothing of them.
+    let options = ConnectionOptions {
+        view: View::Head,
+        shared: false,
+        transaction_bytes_max: 1 << 20,
+        cache_kib: 100,
+        space: TempSpace::new(Arc::new(FakeDisk::unrecorded()), 1 << 20),
+    };
+    let writer = Connection::open(store.clone(), &options).unwrap();
+    writer.link().allow_write(true);
+    common::run(
+        &writer,
+        "INSERT INTO t VALUES(2); INSERT INTO t VALUES(3); INSERT INTO t VALUES(4)",
+    );
+    let [one, two, three] = [0; 3].map(|_| store.take_outgoing().unwrap());
+    // A transaction that has seen them waits for its answer.
+    let database = member.find_database(&shop()).unwrap();
+    let mut session = Session::new(member.clone(), database);
+    session.set_level(ReadLevel::Local { staleness_max: None });
+    let reading = tokio::spawn(async move {
+        session.exec("BEGIN", vec![], &Cancel::default()).await?;
+        let collected = common::Collected::default();
+        let sql = "SELECT count(*) FROM t";
+        session.query(sql, vec![], &Cancel::default(), collected).await.0.map(drop)
+    });
+
+    let core = member.core().clone();
+    let propose = |delta: &quire::pages::store::Outgoing| {
+        let (core, command) = (core.clone(), command::deltas(&[delta.bytes.clone()]));
+        async move { core.write(command, term).await?.applied().await }
+    };
+    assert_eq!(propose(&one).await, Err(WriteFailure::NotAppended));
+    trio.net.heal();
+    until("the lease to be there again", || {
+        core.quorum_age(term).filter(|age| *age < Duration::from_millis(400))
+    })
+    .await;
+    assert_eq!(store.epoch(), epoch, "nobody has told the store");
+    let outcomes = tokio::join!(propose(&two), propose(&three));
+    trio.net.cut(&address(leader));
+    assert_eq!(outcomes, (Ok(vec![Outcome::Refused]), Ok(vec![Outcome::Refused])));
+
+    // Nobody is answered from what is gone, and nothing that saw it is used again.
+    for published in writer.take_published() {
+        let told = published.waiting.resolved().now_or_never();
+        assert!(matches!(told, Some(Resolution::Dropped { .. })), "{told:?}");
+    }
+    let answer = reading.await.unwrap();
+    assert!(matches!(answer, Err(Failure::NotLeader | Failure::LeadershipLost)), "{answer:?}");
+    assert_eq!(common::fails(&writer, "SELECT 1").primary(), ffi::SQLITE_IOERR);
+    assert_eq!(store.head(), store.applied());
+    // Without a quorum that confirms it the slot stays closed, though this node leads.
+    sleep(Duration::from_secs(5)).await;
+    assert!(core.view().leads);
+    assert_eq!(member.leadership().open_term, None);
+
+    trio.net.heal();
+    assert_eq!(until("the slots to open", || member.leadership().open_term).await, term);
+    assert!(store.epoch() > epoch);
+    insert(&member, 5).await.unwrap();
+    assert_eq!(integers(&client, "SELECT id FROM t").await, [1, 5]);
+    trio.agree().await;
+    trio.stop_all().await;
+}
