@@ -403,9 +403,15 @@ async fn the_first_of_three_proposals_is_refused_and_the_others_are_appended() {
     })
     .await;
     assert_eq!(store.epoch(), epoch, "nobody has told the store");
-    let outcomes = tokio::join!(propose(&two), propose(&three));
-    trio.net.cut(&address(leader));
-    assert_eq!(outcomes, (Ok(vec![Outcome::Refused]), Ok(vec![Outcome::Refused])));
+    // The moment that the slots close, no quorum can be reached to open them again.
+    let (mut leadership, net) = (member.watch_leadership(), trio.net.clone());
+    let closing = tokio::spawn(async move {
+        leadership.wait_for(|now| now.open_term.is_none()).await.unwrap();
+        net.cut(&address(leader));
+    });
+    let (two, three) = (propose(&two), propose(&three));
+    let appended = tokio::spawn(async move { tokio::join!(two, three) });
+    closing.await.unwrap();
 
     // Nobody is answered from what is gone, and nothing that saw it is used again.
     for published in writer.take_published() {
@@ -422,6 +428,8 @@ async fn the_first_of_three_proposals_is_refused_and_the_others_are_appended() {
     assert_eq!(member.leadership().open_term, None);
 
     trio.net.heal();
+    let outcomes = appended.await.unwrap();
+    assert_eq!(outcomes, (Ok(vec![Outcome::Refused]), Ok(vec![Outcome::Refused])));
     assert_eq!(until("the slots to open", || member.leadership().open_term).await, term);
     assert!(store.epoch() > epoch);
     insert(&member, 5).await.unwrap();

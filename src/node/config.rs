@@ -114,7 +114,8 @@ pub struct Limits {
     #[serde(with = "text::size")]
     pub log_keep_bytes: u64,
     /// Bytes that the data directory may hold before the node behaves as on a full disk; in
-    /// text, `none` for as many as the disk has. For tests. Default none.
+    /// text, `none` for as many as the disk has. For tests; the one key that SIGHUP takes over
+    /// while the node runs. Default none.
     #[serde(with = "text::optional_size")]
     pub disk_budget: Option<u64>,
 }
