@@ -200,7 +200,8 @@ async fn fill(raw: &mut Raw) -> Result<u64> {
 async fn a_full_disk_refuses_writes_and_nothing_else() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("quire.toml");
-    let budget = |size: &str| std::fs::write(&file, format!("[limits]\ndisk_budget = \"{size}\"\n"));
+    let budget =
+        |size: &str| std::fs::write(&file, format!("[limits]\ndisk_budget = \"{size}\"\n"));
     budget("160 MiB")?;
     let options = Options::new(3)
         .config(&file)

@@ -97,8 +97,7 @@ impl Node {
         let identity = Identity::new(self.id, if fresh { 0 } else { CLUSTER });
         identity.join(CLUSTER);
         let dialer = Arc::new(CountingDialer::default());
-        let network =
-            Network::new(dialer.clone(), identity.clone(), lease.clone(), env.executor);
+        let network = Network::new(dialer.clone(), identity.clone(), lease.clone(), env.executor);
         let toy = Toy::default();
         let config = Arc::new(raft_config(&timeouts).unwrap());
         let store = LogStore::new(log.clone(), env.executor);
