@@ -393,7 +393,7 @@ async fn the_first_of_three_proposals_is_refused_and_the_others_are_appended() {
 
     let core = member.core().clone();
     let propose = |delta: &quire::pages::store::Outgoing| {
-        let (core, command) = (core.clone(), command::deltas(&[delta.bytes.clone()]));
+        let (core, command) = (core.clone(), command::deltas(std::slice::from_ref(&delta.bytes)));
         async move { core.write(command, term).await?.applied().await }
     };
     assert_eq!(propose(&one).await, Err(WriteFailure::NotAppended));
