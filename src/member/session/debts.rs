@@ -19,19 +19,25 @@ use super::ReadLevel;
 #[derive(Default)]
 pub struct Debts {
     published: Vec<Published>,
-    seen: Option<Seen>,
+    /// The last version seen in each epoch, in the order of the epochs.
+    seen: Vec<Seen>,
 }
 
 impl Debts {
     /// What `connection` has published and seen since it was last asked.
     pub fn of(connection: &Connection) -> Debts {
-        Debts { published: connection.take_published(), seen: connection.take_seen() }
+        let seen = connection.take_seen().into_iter().collect();
+        Debts { published: connection.take_published(), seen }
     }
 
     /// Adds those of a later statement.
     pub fn add(&mut self, later: Debts) {
         self.published.extend(later.published);
-        self.seen = later.seen.or(self.seen);
+        for seen in later.seen {
+            // A version of an epoch stands on all of its versions before.
+            self.seen.retain(|earlier| earlier.epoch != seen.epoch);
+            self.seen.push(seen);
+        }
     }
 
     /// Whether a transaction was published.
@@ -47,7 +53,9 @@ impl Debts {
         level: ReadLevel,
     ) -> Result<(), Failure> {
         let limit = member.options().commit_timeout;
-        let (published, seen) = (std::mem::take(&mut self.published), self.seen.take());
+        let seen = self.seen_beyond_published();
+        self.seen.clear();
+        let published = std::mem::take(&mut self.published);
         let any = !published.is_empty();
         for delta in published {
             match resolve(store, delta.waiting, limit).await {
@@ -58,13 +66,29 @@ impl Debts {
                 }
             }
         }
-        if any {
-            return Ok(());
+        let any_seen = !seen.is_empty();
+        for seen in seen {
+            let waited = wait_version(store, seen, limit).await;
+            // "Not leader" would say that nothing of the request was executed.
+            waited.map_err(|lost| if any { Failure::LeadershipLost } else { lost })?;
         }
-        let Some(seen) = seen else { return Ok(()) };
-        wait_version(store, seen, limit).await?;
-        // With nothing appended, nothing else would stop a leader that was deposed.
-        check_level(member, level).await
+        if any_seen && !any {
+            // With nothing appended, nothing else would stop a leader that was deposed.
+            check_level(member, level).await?;
+        }
+        Ok(())
+    }
+
+    /// The versions seen that waiting for what was published does not cover: a statement after the
+    /// one that published may have run on top of other sessions' transactions.
+    fn seen_beyond_published(&self) -> Vec<Seen> {
+        let uncovered = |seen: &&Seen| {
+            let covers = |delta: &Published| {
+                delta.epoch == seen.epoch && delta.point.version >= seen.version
+            };
+            !self.published.iter().any(covers)
+        };
+        self.seen.iter().filter(uncovered).copied().collect()
     }
 }
 
@@ -119,4 +143,39 @@ pub async fn before_first_row(
     let lost = |_| SqlError::new(ffi::SQLITE_IOERR, "leadership lost");
     wait_version(&store, seen, limit).await.map_err(lost)?;
     check_level(&member, level).await.map_err(lost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pages::Point;
+
+    fn published(version: u64, epoch: u64) -> Published {
+        let waiting = Waiting::Now(Resolution::Applied);
+        Published { point: Point { version, ..Point::default() }, epoch, waiting }
+    }
+
+    fn seen(version: u64, epoch: u64) -> Debts {
+        Debts { published: vec![], seen: vec![Seen { version, epoch }] }
+    }
+
+    /// A script inserted a row, and its second statement, an UPDATE that met no row, ran on top of
+    /// what another session had inserted meanwhile. The answer "0 rows changed" left as soon as
+    /// the script's own row was applied; the other session's could still be dropped.
+    #[test]
+    fn a_later_statement_that_changed_nothing_is_waited_for_too() {
+        let mut debts = Debts { published: vec![published(5, 1)], ..seen(5, 1) };
+        assert_eq!(debts.seen_beyond_published(), []);
+        debts.add(seen(7, 1));
+        assert_eq!(debts.seen_beyond_published(), [Seen { version: 7, epoch: 1 }]);
+    }
+
+    /// The same, with a rewind between two statements: what the first saw was forgotten for what
+    /// the second saw.
+    #[test]
+    fn what_was_seen_before_a_rewind_is_not_forgotten() {
+        let mut debts = seen(7, 1);
+        debts.add(Debts { published: vec![published(6, 2)], ..seen(6, 2) });
+        assert_eq!(debts.seen_beyond_published(), [Seen { version: 7, epoch: 1 }]);
+    }
 }
