@@ -100,6 +100,19 @@ pub enum Failure {
     /// The client asked to stop.
     #[error("interrupted")]
     Interrupted,
+    /// A request id cannot go with this, or comes too late.
+    #[error("{0}")]
+    Once(&'static str),
+    /// Instead of BEGIN: the transaction of this request id was committed before.
+    #[error("the transaction of this request id was executed before")]
+    AlreadyExecuted {
+        /// `last_insert_rowid()` after it.
+        last_insert_rowid: i64,
+        /// `changes()` after it.
+        changes: u64,
+        /// What its client left to be told.
+        outcome: Vec<u8>,
+    },
     /// This member's copy of the database is damaged: it answers nothing from it.
     #[error("{0}; it is being repaired from another member: ask that one, or again")]
     Damaged(String),

@@ -82,4 +82,7 @@ impl Handshake {
 }
 
 /// The version of our own requests (128 and up) that this build speaks, said in Hello.
-pub const EXTENSION_VERSION: u64 = 1;
+pub const EXTENSION_VERSION: u64 = 2;
+
+/// From this version on a server knows RequestId and Outcome.
+pub const EXTENSION_VERSION_ONCE: u64 = 2;

@@ -9,7 +9,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::{Answer, WireError};
-use super::field::{Reader, WORD, len_u64, padding, put_text};
+use super::field::{Reader, WORD, len_u64, padding, put_blob, put_text};
 use super::frame::{self, Frame, Header};
 use super::value::Text;
 
@@ -45,6 +45,8 @@ pub mod kind {
     pub const DATABASES_OK: u8 = 131;
     /// Ours: to Status.
     pub const STATUS_OK: u8 = 134;
+    /// Ours: to BEGIN under the id of a transaction that was committed before.
+    pub const ALREADY_EXECUTED: u8 = 133;
 }
 
 /// State of a replica in DigestOk: nothing is wrong with it.
@@ -230,6 +232,15 @@ pub enum Response {
     },
     /// To Status.
     StatusOk(Status),
+    /// To BEGIN under a request id: the transaction was committed before, and none was begun.
+    AlreadyExecuted {
+        /// Of the connection that committed it, after it.
+        last_insert_id: i64,
+        /// Of the last statement of it that changed rows.
+        rows_affected: u64,
+        /// What its client left to be told, by Outcome.
+        outcome: Bytes,
+    },
 }
 
 impl Response {
@@ -264,6 +275,7 @@ impl Response {
             Response::DigestOk(_) => kind::DIGEST_OK,
             Response::DatabasesOk { .. } => kind::DATABASES_OK,
             Response::StatusOk(_) => kind::STATUS_OK,
+            Response::AlreadyExecuted { .. } => kind::ALREADY_EXECUTED,
         }
     }
 
@@ -323,6 +335,11 @@ impl Response {
             kind::DIGEST_OK => Response::DigestOk(read_digest(reader)?),
             kind::DATABASES_OK => Response::DatabasesOk { names: read_names(reader)? },
             kind::STATUS_OK => Response::StatusOk(read_status(reader)?),
+            kind::ALREADY_EXECUTED => Response::AlreadyExecuted {
+                last_insert_id: reader.i64("a row id")?,
+                rows_affected: reader.u64("a count of rows")?,
+                outcome: frame.body.slice_ref(reader.blob("an outcome")?),
+            },
             kind => return Err(WireError::UnknownResponse(kind)),
         })
     }
@@ -371,6 +388,11 @@ impl Response {
                 names.iter().for_each(|name| put_text(out, name.as_bytes()));
             }
             Response::StatusOk(status) => put_status(out, status),
+            Response::AlreadyExecuted { last_insert_id, rows_affected, outcome } => {
+                out.put_i64_le(*last_insert_id);
+                out.put_u64_le(*rows_affected);
+                put_blob(out, outcome);
+            }
         }
     }
 }

@@ -377,7 +377,14 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|(level, max_staleness_ms)| Request::ReadLevel { level, max_staleness_ms }),
         (text(), number()).prop_map(|(database, flags)| Request::Digest { database, flags }),
         text().prop_map(|database| Request::Checkpoint { database }),
+        (number(), any::<[u8; 16]>(), number())
+            .prop_map(|(database, id, age_ms)| Request::RequestId { database, id, age_ms }),
+        (number(), blob()).prop_map(|(database, outcome)| Request::Outcome { database, outcome }),
     ]
+}
+
+fn blob() -> impl Strategy<Value = Bytes> {
+    prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
 }
 
 fn node(roles: bool) -> impl Strategy<Value = NodeInfo> {
@@ -449,6 +456,9 @@ fn response() -> impl Strategy<Value = (Response, Dialect)> {
         ),
         prop::collection::vec(text(), 0..5).prop_map(|names| Response::DatabasesOk { names }),
         status().prop_map(Response::StatusOk),
+        (any::<i64>(), number(), blob()).prop_map(|(last_insert_id, rows_affected, outcome)| {
+            Response::AlreadyExecuted { last_insert_id, rows_affected, outcome }
+        }),
     ];
     let old = Dialect { legacy: true, roles: false };
     prop_oneof![
@@ -490,7 +500,7 @@ proptest! {
 
     #[test]
     fn noise_never_panics(
-        kind in prop_oneof![0_u8..20, 128_u8..135, any::<u8>()], schema in 0_u8..3,
+        kind in prop_oneof![0_u8..20, 128_u8..136, any::<u8>()], schema in 0_u8..3,
         words in prop::collection::vec(
             prop_oneof![any::<u64>(), 0_u64..20, Just(u64::MAX), Just(0xEEEE_EEEE_EEEE_EEEE)], 1..20,
         ),
