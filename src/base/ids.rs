@@ -1,4 +1,4 @@
-//! The names of things: nodes, databases, deltas.
+//! The names of things: nodes, databases, deltas, requests.
 
 use std::fmt;
 
@@ -27,6 +27,22 @@ impl DeltaId {
 impl fmt::Display for DeltaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.term, self.sequence)
+    }
+}
+
+/// What names one write, or one transaction, of a client for ever, however often it is sent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub [u8; 16]);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -54,6 +54,27 @@ pub const IDLE_TRANSACTION_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_WRITER_MAX: Duration = Duration::from_secs(3);
 
 const _: () = assert!(IDLE_WRITER_MAX.as_millis() < BUSY_TIMEOUT.as_millis());
+
+/// The result of a request with an id, its rows included, is remembered up to this size; a larger
+/// one makes the request fail.
+pub const REQUEST_RESULT_BYTES_MAX: usize = 64 << 10;
+
+/// What a remembered request is counted as, beside its result.
+pub const REQUEST_OVERHEAD_BYTES: u64 = 128;
+
+/// Of the requests of one database that had an id, the newest are remembered that have so many
+/// bytes together: some 200,000 that answered no rows.
+pub const REQUESTS_BYTES_MAX: u64 = 32 << 20;
+
+/// ... and none for much longer than this.
+pub const REQUESTS_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
+
+/// The clocks of two leaders differ by at most this: it decides whether a repeat is known to be
+/// younger than what was forgotten.
+pub const REQUEST_CLOCKS_APART_MAX: Duration = Duration::from_secs(5);
+
+const _: () = assert!(REQUEST_RESULT_BYTES_MAX as u64 * 16 < REQUESTS_BYTES_MAX);
+
 /// The pages of one transaction beyond this are in a file.
 pub const TRANSACTION_HEAP_BYTES_MAX: usize = 32 << 20;
 

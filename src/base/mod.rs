@@ -9,13 +9,14 @@
 pub mod exec;
 pub mod ids;
 pub mod limits;
+pub mod quorum;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 pub use exec::{Executor, Lane};
-pub use ids::{DatabaseId, DatabaseName, DeltaId, NodeId};
+pub use ids::{DatabaseId, DatabaseName, DeltaId, NodeId, RequestId};
 
 /// What the holder of an error should do about it. Each layer's error enum answers its `fate()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -304,10 +304,12 @@ impl<W: Write> Shell<W> {
 const UNDO_SAVEPOINT: &str = "ROLLBACK TO quire_batch; RELEASE quire_batch";
 
 const TABLES: &str = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') \
-    AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name LIKE ? ORDER BY name";
+    AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name NOT LIKE '\\_quire\\_%' ESCAPE '\\' \
+    AND name LIKE ? ORDER BY name";
 
 const SCHEMA: &str = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL \
-    AND tbl_name LIKE ? ORDER BY tbl_name, type = 'table' DESC, name";
+    AND tbl_name NOT LIKE '\\_quire\\_%' ESCAPE '\\' AND tbl_name LIKE ? \
+    ORDER BY tbl_name, type = 'table' DESC, name";
 
 const COMPLETIONS: &str = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') \
     UNION SELECT c.name FROM sqlite_schema s, pragma_table_info(s.name) c \

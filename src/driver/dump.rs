@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Client;
 use super::address::Stream;
 use super::call::{Effect, Setback, Target, judge, unexpected};
+use super::connection::open_stream;
 use super::error::{Attempt, DriverError, Outcome};
 use super::leader::Backoff;
 use crate::wire::{
@@ -73,13 +74,12 @@ impl Client {
     ) -> Result<Dump, Setback> {
         let options = &self.inner.options;
         let dialled = deadline.min(Instant::now() + options.dial_timeout);
-        let stream = match timeout_at(dialled, options.dial.dial(address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(Setback::Again(Outcome::Refused(error.to_string()))),
-            Err(_) => return Err(Setback::Again(Outcome::TimedOut)),
-        };
+        let stream = open_stream(&*options.dial, address, dialled);
+        let stream = stream.await.map_err(Setback::Again)?;
+        let asked = Instant::now();
         let begun = timeout_at(deadline, Dump::begin(stream, database, options.call_timeout));
-        begun.await.unwrap_or(Err(Setback::Again(Outcome::TimedOut)))
+        let late = |_| Setback::Again(Outcome::TimedOut(asked.elapsed()));
+        begun.await.map_err(late)?
     }
 }
 

@@ -14,6 +14,7 @@
 //! one that failed, slot and pin follow SQLite's own autocommit flag.
 
 mod debts;
+mod once;
 mod route;
 
 use std::sync::Arc;
@@ -24,14 +25,15 @@ use rusqlite::ffi;
 use crate::base::{Executor, limits};
 use crate::sqlite::connection::{Counters, Described, Surplus};
 use crate::sqlite::{
-    Cancel, Column, Connection, Delivery, Ran, RowSink, SqlError, Value, ValueRef, text,
+    Cancel, Column, Connection, Delivery, Ran, Request, RowSink, SqlError, Value, ValueRef, text,
 };
 
 use super::database::{Borrowed, Database};
 use super::write::SlotGuard;
 use super::{Failure, Member};
 use debts::Debts;
-use route::{Kind, begins_writing, kind_of};
+use once::OnceTransaction;
+use route::{Kind, begins_writing, is_begin, is_commit, kind_of};
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,10 @@ pub struct Session {
     busy_timeout: Duration,
     /// A transaction was rolled back behind the client's back; the next statement says so.
     lost: Option<Failure>,
+    /// What the statement that runs now, or comes next, is to be executed once for.
+    request: Option<Request>,
+    /// What the open transaction is to be executed once for.
+    once: Option<OnceTransaction>,
 }
 
 impl Session {
@@ -102,6 +108,8 @@ impl Session {
             slot: None,
             busy_timeout,
             lost: None,
+            request: None,
+            once: None,
         }
     }
 
@@ -137,6 +145,7 @@ impl Session {
             own.connection.roll_back();
         }
         self.give_back();
+        self.once = None;
         let message = "the transaction was idle for too long and was rolled back";
         self.lost = Some(Failure::Sql(SqlError::new(ffi::SQLITE_ABORT_ROLLBACK, message)));
     }
@@ -150,7 +159,11 @@ impl Session {
         cancel: &Cancel,
     ) -> Result<Ran, Failure> {
         let mut debts = Debts::default();
-        let result = self.exec_inner(sql, params, cancel, &mut debts).await;
+        let result = match self.check_request(sql) {
+            Ok(()) => self.exec_inner(sql, params, cancel, &mut debts).await,
+            Err(failure) => Err(failure),
+        };
+        self.request = None;
         let settled = debts.settle(&self.member, self.database.store(), self.level).await;
         let failed = result.is_err();
         let ran = self.answer(result, settled);
@@ -197,8 +210,12 @@ impl Session {
         {
             return (Err(failure), Some(sink));
         }
+        if let Err(failure) = self.check_request(statement) {
+            return (Err(failure), Some(sink));
+        }
         let mut debts = Debts::default();
         let (result, _, sink) = self.statement(statement, params, cancel, sink, &mut debts).await;
+        self.request = None;
         let settled = debts.settle(&self.member, self.database.store(), self.level).await;
         let failed = result.is_err();
         let ran = self.answer(result, settled);
@@ -284,10 +301,11 @@ impl Session {
         if let Err(failure) = self.room(cancel).await {
             return (Err(failure), sql.len(), Some(sink));
         }
-        let counters = self.counters;
         let slot = self.database.slot();
         let quick = if is_small(sql, &params) {
-            slot.run_at_once(|on| execute(on, sql, &params, &counters, cancel, &mut sink, true))
+            let (counters, request) = (&self.counters, self.request.as_ref());
+            let work = Work { sql, params: &params, counters, request, cancel };
+            slot.run_at_once(|on| execute(on, &work, &mut sink, true))
         } else {
             None
         };
@@ -329,13 +347,20 @@ impl Session {
     ) -> (Result<Executed, Failure>, Option<S>) {
         let (text, values, counters) = (sql.to_owned(), params.to_vec(), self.counters);
         let (of_job, proposer) = (cancel.clone(), self.database.proposer());
+        let request = self.request;
         // The sink comes back also when the job never runs.
         let kept = Arc::new(parking_lot::Mutex::new(Some(sink)));
         let lent = kept.clone();
         let job = move |connection: &Connection| {
             let mut sink = lent.lock().take()?;
-            let executed =
-                execute(connection, &text, &values, &counters, &of_job, &mut sink, false);
+            let work = Work {
+                sql: &text,
+                params: &values,
+                counters: &counters,
+                request: request.as_ref(),
+                cancel: &of_job,
+            };
+            let executed = execute(connection, &work, &mut sink, false);
             *lent.lock() = Some(sink);
             proposer.notify_one();
             executed
@@ -420,9 +445,17 @@ impl Session {
         let consumed = connection.first_statement_bytes(sql);
         let statement = sql.get(..consumed).unwrap_or(sql);
         let surplus = surplus(sql, consumed);
+        let request = self.request.filter(|_| writes && !is_begin(sql));
+        let commits = is_commit(sql);
+        if commits && let Err(failure) = self.remember_transaction() {
+            return (Err(failure), sql.len(), Some(sink));
+        }
         let result = if writes || self.slot.is_some() && kind_of(sql) != Kind::Perhaps {
             sink.begin(Delivery::Hold);
-            executor.in_place(|| connection.run(statement, &params, surplus, cancel, &mut sink))
+            let request = request.as_ref();
+            executor.in_place(|| {
+                run_writing(connection, request, statement, &params, surplus, cancel, &mut sink)
+            })
         } else {
             read_statement(executor, connection, statement, &params, surplus, cancel, &mut sink)
         };
@@ -439,6 +472,13 @@ impl Session {
         if let Ok(ran) = &result {
             let ran = *ran;
             self.count(sql, &ran);
+        }
+        self.after_once(request.is_some(), commits);
+        if result.is_ok()
+            && is_begin(sql)
+            && let Err(failure) = self.begin_once(debts)
+        {
+            return (Err(failure), consumed, Some(sink));
         }
         if self.own.as_ref().is_some_and(|own| own.connection.is_autocommit()) {
             self.give_back_slot();
@@ -511,6 +551,9 @@ impl Session {
 
     /// After a request: the slot and the connection go back when no transaction is open.
     fn follow_transaction(&mut self, failed: bool) {
+        if !self.in_transaction() {
+            self.once = None;
+        }
         if self.own.is_some() && !self.in_transaction() {
             self.give_back();
         }
@@ -634,6 +677,22 @@ fn read_statement(
     executor.in_place(|| connection.run(statement, params, surplus, cancel, sink))
 }
 
+/// Runs a statement that writes, once for `request` if there is one.
+fn run_writing(
+    connection: &Connection,
+    request: Option<&Request>,
+    statement: &str,
+    params: &[Value],
+    surplus: Surplus,
+    cancel: &Cancel,
+    sink: &mut dyn RowSink,
+) -> Result<Ran, SqlError> {
+    match request {
+        Some(request) => connection.run_once(request, statement, params, surplus, cancel, sink),
+        None => connection.run(statement, params, surplus, cancel, sink),
+    }
+}
+
 /// Whether running a statement on the spot could only take long by its own steps.
 fn is_small(sql: &str, params: &[Value]) -> bool {
     let bytes = params.iter().map(|value| match value {
@@ -643,26 +702,38 @@ fn is_small(sql: &str, params: &[Value]) -> bool {
     sql.len() + bytes.sum::<usize>() <= SMALL_BYTES_MAX
 }
 
-/// The job of the write executor: the first statement of `sql`. `None` when it was to be `quick`
-/// and is not: then nothing has happened.
+/// What the write executor runs: the first statement of `sql`, for a session with these counters,
+/// once for `request` if there is one.
+struct Work<'a> {
+    sql: &'a str,
+    params: &'a [Value],
+    counters: &'a Counters,
+    request: Option<&'a Request>,
+    cancel: &'a Cancel,
+}
+
+/// The job of the write executor. `None` when it was to be `quick` and is not: then nothing has
+/// happened.
 fn execute<S: RowSink>(
     connection: &Connection,
-    sql: &str,
-    params: &[Value],
-    counters: &Counters,
-    cancel: &Cancel,
+    work: &Work<'_>,
     sink: &mut S,
     quick: bool,
 ) -> Option<Executed> {
+    let Work { sql, params, counters, request, cancel } = *work;
     let consumed = connection.first_statement_bytes(sql);
     let statement = sql.get(..consumed).unwrap_or(sql);
     let surplus = surplus(sql, consumed);
     connection.set_last_insert_rowid(counters.last_insert_rowid);
-    let result = if quick {
-        connection.run_quickly(statement, params, surplus, cancel, sink)?
-    } else {
-        sink.begin(Delivery::Hold);
-        connection.run(statement, params, surplus, cancel, sink)
+    let result = match (request, quick) {
+        (None, true) => connection.run_quickly(statement, params, surplus, cancel, sink)?,
+        (Some(request), true) => {
+            connection.run_once_quickly(request, statement, params, surplus, cancel, sink)?
+        }
+        (request, false) => {
+            sink.begin(Delivery::Hold);
+            run_writing(connection, request, statement, params, surplus, cancel, sink)
+        }
     };
     let needs_own_connection = result.is_err() && connection.notes().needs_own_connection;
     Some(Executed { result, debts: Debts::of(connection), needs_own_connection, consumed })

@@ -11,13 +11,13 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::base::{DatabaseName, limits};
+use crate::base::{DatabaseName, RequestId, limits};
 use crate::member::{Failure, Member, ReadLevel, Session};
 use crate::pages::Store;
 use crate::sqlite::{Cancel, Ran, Value};
 use crate::wire::error::Answer;
 use crate::wire::request::{self, HELLO_FOLLOWER_READS};
-use crate::wire::response::{self, Digest, NodeInfo};
+use crate::wire::response::{self, Digest, NEVER_MS, NodeInfo, Status, StatusMember};
 use crate::wire::{self, Frame, Handshake, Params, Request, Response, Text, code};
 
 use super::dump::{self, Ended};
@@ -63,6 +63,7 @@ impl From<Failure> for Refusal {
             Failure::EmptyStatement => code::NONE,
             Failure::Interrupted => code::INTERRUPT,
             Failure::BindParameters | Failure::RowsYielded | Failure::NonemptyTail => code::ERROR,
+            Failure::Once(_) | Failure::AlreadyExecuted { .. } => code::ERROR,
             Failure::Damaged(_) => code::CORRUPT,
             Failure::Stopped(_) => code::IOERR,
         };
@@ -90,6 +91,8 @@ pub struct Client {
     follower_reads: bool,
     level: ReadLevel,
     open: Option<Box<Open>>,
+    /// What the next statement is to be executed once for.
+    request: Option<(RequestId, Duration)>,
 }
 
 impl Client {
@@ -101,6 +104,7 @@ impl Client {
             follower_reads: false,
             level: ReadLevel::Linearizable,
             open: None,
+            request: None,
         }
     }
 
@@ -136,9 +140,9 @@ impl Client {
             Request::Interrupt { .. } => Response::Empty,
             Request::Cluster { format } => self.cluster(format),
             Request::Finalize { database, statement } => self.finalize(database, statement),
-            Request::Hello { flags, .. } => {
+            Request::Hello { version, flags } => {
                 self.follower_reads = flags & HELLO_FOLLOWER_READS != 0;
-                let version = wire::EXTENSION_VERSION;
+                let version = version.clamp(1, wire::EXTENSION_VERSION);
                 Response::HelloOk { version, node: self.member.id() }
             }
             Request::ReadLevel { level, max_staleness_ms } => {
@@ -149,6 +153,13 @@ impl Client {
                 let names = names.iter().map(|store| Text::from(store.name().as_str())).collect();
                 Response::DatabasesOk { names }
             }
+            Request::Status => Response::StatusOk(self.status()),
+            // Whatever the statement behind it meets, it does not run without its id.
+            Request::RequestId { id, age_ms, .. } => {
+                self.request = Some((RequestId(id), Duration::from_millis(age_ms)));
+                Response::Empty
+            }
+            Request::Outcome { outcome, .. } => self.outcome(&outcome),
             Request::Connect { .. }
             | Request::Add { .. }
             | Request::Assign { .. }
@@ -172,17 +183,36 @@ impl Client {
         if format > 1 {
             return failure(code::PARSE, code::BAD_CLUSTER_FORMAT);
         }
-        let role = |votes: bool| {
-            let role = if votes { request::Role::Voter } else { request::Role::Standby };
-            (format == 1).then(|| role.code())
-        };
         let nodes = self.member.leadership().members.into_iter();
         let nodes = nodes.map(|(id, address, votes)| NodeInfo {
             id,
             address: Text::from(address.as_str()),
-            role: role(votes),
+            role: (format == 1).then(|| role(votes).code()),
         });
         Response::Nodes { nodes: nodes.collect() }
+    }
+
+    fn status(&self) -> Status {
+        let millis = |time: Option<Duration>| {
+            time.map_or(NEVER_MS, |time| u64::try_from(time.as_millis()).unwrap_or(NEVER_MS))
+        };
+        let text = |text: Option<String>| Text::from(text.unwrap_or_default());
+        let status = self.member.status();
+        let members = status.members.into_iter().map(|member| StatusMember {
+            id: member.id,
+            address: Text::from(member.address),
+            role: role(member.votes).code(),
+            answered_ms: millis(member.answered),
+            trouble: text(member.trouble),
+        });
+        Status {
+            node: self.member.id(),
+            term: status.term,
+            leader: status.leader.unwrap_or_default(),
+            heard_ms: millis(status.heard),
+            members: members.collect(),
+            why: text(status.why),
+        }
     }
 
     fn read_level(&mut self, level: u64, max_staleness_ms: u64) -> Response {
@@ -199,6 +229,16 @@ impl Client {
             open.session.set_level(self.level);
         }
         Response::Empty
+    }
+
+    fn outcome(&mut self, outcome: &[u8]) -> Response {
+        let Some(open) = &mut self.open else {
+            return failure(code::NOTFOUND, code::NO_DATABASE);
+        };
+        match open.session.set_outcome(outcome) {
+            Ok(()) => Response::Empty,
+            Err(failed) => failure(code::ERROR, &failed.to_string()),
+        }
     }
 
     fn finalize(&mut self, database: u32, statement: u32) -> Response {
@@ -230,6 +270,7 @@ impl Client {
             legacy: self.legacy,
             follower_reads: self.follower_reads,
             level: self.level,
+            request: self.request,
         };
         tokio::spawn(async move {
             let reply = client.reply(&frame, &cancel, parts).await;
@@ -252,6 +293,13 @@ impl Client {
             Ok(request) => request,
             Err(error) => return Reply::Close(error.to_string()),
         };
+        let is_statement = matches!(
+            request,
+            Request::Exec { .. }
+                | Request::ExecSql { .. }
+                | Request::Query { .. }
+                | Request::QuerySql { .. }
+        );
         let answered = match request {
             Request::Open { name, .. } => self.open(&name).await,
             Request::Prepare { database, sql, tail } => self.prepare(database, &sql, tail).await,
@@ -284,6 +332,9 @@ impl Client {
             Request::Checkpoint { database } => self.checkpoint(&database).await,
             _ => Err(Refusal::new(code::PARSE, code::UNKNOWN_REQUEST)),
         };
+        if is_statement {
+            self.request = None;
+        }
         let response = answered.unwrap_or_else(|refusal| failure(refusal.code, &refusal.text));
         let mut out = BytesMut::new();
         put(&mut out, &response);
@@ -398,10 +449,15 @@ impl Client {
         let Some(open) = &mut self.open else {
             return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
         };
-        let Ran { last_insert_rowid, changes, .. } = open.session.exec(sql, values, cancel).await?;
-        // The protocol's count has 32 bits.
-        let rows_affected = changes & u64::from(u32::MAX);
-        Ok(Response::Result { last_insert_id: last_insert_rowid, rows_affected })
+        if let Some((id, age)) = self.request.take() {
+            open.session.set_request(id, age);
+        }
+        match open.session.exec(sql, values, cancel).await {
+            Ok(Ran { last_insert_rowid: last_insert_id, changes, .. }) => {
+                Ok(Response::Result { last_insert_id, rows_affected: affected(changes) })
+            }
+            Err(failure) => already_executed(failure).map_err(Refusal::from),
+        }
     }
 
     async fn query(
@@ -416,6 +472,7 @@ impl Client {
             put(&mut out, &failure(refusal.code, &refusal.text));
             Reply::Message(out)
         };
+        let request = self.request.take();
         let values = match values(params) {
             Ok(values) => values,
             Err(refusal) => return refuse(refusal),
@@ -423,6 +480,9 @@ impl Client {
         let Some(open) = &mut self.open else {
             return refuse(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
         };
+        if let Some((id, age)) = request {
+            open.session.set_request(id, age);
+        }
         let (ran, sink) = open.session.query(sql, values, cancel, RowsSink::new(parts)).await;
         match (ran, sink) {
             (Ok(_), Some(sink)) => match sink.finish() {
@@ -430,7 +490,14 @@ impl Client {
                 Err(error) => Reply::Close(error.to_string()),
             },
             (Err(Failure::Interrupted), _) if cancel.is_cancelled() => Reply::Interrupted,
-            (Err(failure), _) => refuse(failure.into()),
+            (Err(failure), _) => match already_executed(failure) {
+                Ok(response) => {
+                    let mut out = BytesMut::new();
+                    put(&mut out, &response);
+                    Reply::Message(out)
+                }
+                Err(failure) => refuse(failure.into()),
+            },
             (Ok(_), None) => Reply::Close("the rows of a statement were lost".to_owned()),
         }
     }
@@ -475,6 +542,29 @@ impl Client {
             Err(failure) => Err(failure.into()),
         }
     }
+}
+
+fn role(votes: bool) -> request::Role {
+    if votes { request::Role::Voter } else { request::Role::Standby }
+}
+
+/// The answer to BEGIN of a transaction that was executed before is no Failure.
+fn already_executed(failure: Failure) -> Result<Response, Failure> {
+    match failure {
+        Failure::AlreadyExecuted { last_insert_rowid, changes, outcome } => {
+            Ok(Response::AlreadyExecuted {
+                last_insert_id: last_insert_rowid,
+                rows_affected: affected(changes),
+                outcome: outcome.into(),
+            })
+        }
+        other => Err(other),
+    }
+}
+
+/// The protocol's count of rows has 32 bits.
+fn affected(changes: u64) -> u64 {
+    changes & u64::from(u32::MAX)
 }
 
 fn failure(code: u64, text: &str) -> Response {

@@ -23,10 +23,14 @@ use rusqlite::{OpenFlags, Statement, ffi};
 use crate::base::limits;
 use crate::pages::{PagesError, Store};
 
+mod once;
+
 use super::guard::{Guard, Notes};
 use super::link::{Link, Published, Seen, View};
 use super::temp::TempSpace;
 use super::{text, vfs};
+
+pub use once::{Request, Retention};
 
 /// The progress handler looks for a cancel after this many steps of SQLite's virtual machine.
 const PROGRESS_STEPS: i32 = 1000;
@@ -52,15 +56,22 @@ pub enum Value {
     Blob(Vec<u8>),
 }
 
-impl ToSql for Value {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self {
+impl Value {
+    /// The same, borrowed.
+    pub fn as_ref(&self) -> ValueRef<'_> {
+        match self {
             Value::Null => ValueRef::Null,
             Value::Integer(integer) => ValueRef::Integer(*integer),
             Value::Real(real) => ValueRef::Real(*real),
             Value::Text(text) => ValueRef::Text(text),
             Value::Blob(blob) => ValueRef::Blob(blob),
-        }))
+        }
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(self.as_ref()))
     }
 }
 
@@ -430,6 +441,15 @@ impl Connection {
         self.link.take_error();
         self.guard.begin();
         self.check_stands()?;
+        if text::defines_reserved(sql) {
+            self.guard.note_denied("a definition with a name of the node's own");
+            return Err(SqlError::new(ffi::SQLITE_AUTH, "not authorized"));
+        }
+        // What the node prepares for itself is in the same cache, and was not judged.
+        let mut sql = sql;
+        while sql.trim_start().starts_with(once::MARK) {
+            sql = text::skip_blank(sql.trim_start());
+        }
         let mut statement = self.raw.prepare_cached(sql)?;
         let cached = !self.guard.notes().keeps_connection;
         let result = with(&mut statement);
@@ -510,8 +530,17 @@ impl Connection {
         if !sink.begin(Delivery::Quick) {
             return None;
         }
+        self.quickly(cancel, || self.run(sql, params, surplus, cancel, sink))
+    }
+
+    /// Runs `work` within a budget of steps; `None` when it was given up.
+    fn quickly(
+        &self,
+        cancel: &Cancel,
+        work: impl FnOnce() -> Result<Ran, SqlError>,
+    ) -> Option<Result<Ran, SqlError>> {
         self.budget.store(QUICK_LOOKS_MAX, Ordering::Relaxed);
-        let ran = self.run(sql, params, surplus, cancel, sink);
+        let ran = work();
         self.budget.store(i64::MAX, Ordering::Relaxed);
         let given_up =
             |error: &SqlError| error.primary() == ffi::SQLITE_INTERRUPT && !cancel.is_cancelled();

@@ -5,7 +5,8 @@
 //! change it for everybody. So on a shared connection whatever touches the connection's own state
 //! is refused and noted, and the session prepares it again on a connection of its own.
 //!
-//! *Invariant*: what is not known is denied; no statement names a file.
+//! *Invariant*: what is not known is denied; no statement names a file; none writes to a table of
+//! the node's own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,8 @@ use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
 use crate::base::limits;
+
+use super::text;
 
 /// What the authorizer saw while a statement was prepared. A statement from the cache is not
 /// prepared: it was allowed here before, and it keeps nothing.
@@ -133,6 +136,18 @@ fn judge(action: &AuthAction<'_>) -> Verdict {
     }
 }
 
+/// Whether it writes to a table of the node's own. (VACUUM writes its copy elsewhere.)
+fn writes_reserved(action: &AuthAction<'_>, database: Option<&str>) -> bool {
+    let name = match action {
+        AuthAction::Insert { table_name }
+        | AuthAction::Update { table_name, .. }
+        | AuthAction::Delete { table_name }
+        | AuthAction::DropTable { table_name } => table_name,
+        _ => return false,
+    };
+    text::is_reserved(name) && database == Some("main")
+}
+
 fn creates(action: &AuthAction<'_>) -> bool {
     matches!(
         action,
@@ -205,6 +220,11 @@ impl Guard {
         self.notes.lock().clone()
     }
 
+    /// Notes what was refused by its text alone.
+    pub fn note_denied(&self, what: &str) {
+        self.notes.lock().denied.get_or_insert(what.to_owned());
+    }
+
     /// While a statement of the node's own is prepared nothing is judged.
     pub fn set_internal(&self, internal: bool) {
         self.internal.store(internal, Ordering::Relaxed);
@@ -216,6 +236,9 @@ impl Guard {
             return Authorization::Allow;
         }
         let verdict = match judge(&context.action) {
+            Verdict::Allow if writes_reserved(&context.action, context.database_name) => {
+                Verdict::Deny("writing to a table of the node's own".to_owned())
+            }
             // `CREATE TABLE temp.t` is an action of its own kind only with the word TEMP.
             Verdict::Allow if context.database_name == Some("temp") && creates(&context.action) => {
                 Verdict::Own { keeps: true }

@@ -10,15 +10,17 @@
 pub mod connection;
 mod guard;
 pub mod link;
+mod stored;
 mod temp;
 pub mod text;
 mod vfs;
 
 pub use connection::{
-    Cancel, Column, Connection, ConnectionOptions, Delivery, Gate, Ran, RowSink, SqlError, Surplus,
-    Value,
+    Cancel, Column, Connection, ConnectionOptions, Delivery, Gate, Ran, Request, Retention,
+    RowSink, SqlError, Surplus, Value,
 };
 pub use link::{Published, Seen, View};
 pub use rusqlite::types::ValueRef;
+pub use stored::Stored;
 pub use temp::TempSpace;
 pub use vfs::give_back_memory;

@@ -38,6 +38,32 @@ pub fn counts_changes(sql: &str) -> bool {
         .any(|known| known.eq_ignore_ascii_case(word))
 }
 
+/// Names that begin so are the node's own: see [`defines_reserved`].
+pub const RESERVED_PREFIX: &str = "_quire_";
+
+/// Whether a table's name is one of the node's own.
+pub fn is_reserved(name: &str) -> bool {
+    let head = name.as_bytes().get(..RESERVED_PREFIX.len());
+    head.is_some_and(|head| head.eq_ignore_ascii_case(RESERVED_PREFIX.as_bytes()))
+}
+
+/// Whether `sql` begins with CREATE or ALTER and any name, or text, in it begins as the node's own
+/// do: it may make such a table, rename one to it, or hang a key or a trigger on it. A name can be
+/// quoted but not escaped, so that looking at the letters is enough.
+pub fn defines_reserved(sql: &str) -> bool {
+    let first = skip_blank(sql).as_bytes();
+    let word = |word: &[u8]| first.get(..word.len()).is_some_and(|w| w.eq_ignore_ascii_case(word));
+    if !word(b"CREATE") && !word(b"ALTER") {
+        return false;
+    }
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_$".contains(&byte) || byte >= 0x80;
+    let prefix = RESERVED_PREFIX.as_bytes();
+    first.windows(prefix.len()).enumerate().any(|(at, window)| {
+        let before = at.checked_sub(1).and_then(|before| first.get(before));
+        window.eq_ignore_ascii_case(prefix) && !before.is_some_and(|before| is_name(*before))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +89,23 @@ mod tests {
             assert!(counts_changes(counts), "{counts}");
         }
         assert!(!counts_changes("CREATE TABLE t(a)") && !counts_changes(""));
+    }
+
+    #[test]
+    fn reserved_names_in_definitions() {
+        for sql in [
+            "CREATE TABLE _quire_x(a)",
+            "alter table t rename to \"_QUIRE_requests\"",
+            "/* x */ CREATE TABLE t(a REFERENCES [_Quire_requests])",
+            "CREATE TRIGGER r AFTER INSERT ON t BEGIN DELETE FROM main._quire_requests; END",
+        ] {
+            assert!(defines_reserved(sql), "{sql}");
+        }
+        for sql in
+            ["CREATE TABLE my_quire_x(a)", "SELECT * FROM _quire_x", "CREATE", "ALTER é_quire_"]
+        {
+            assert!(!defines_reserved(sql), "{sql}");
+        }
+        assert!(is_reserved("_QUIRE_requests") && !is_reserved("_quire") && !is_reserved("é"));
     }
 }

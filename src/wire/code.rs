@@ -30,6 +30,9 @@ pub const AUTH: u64 = 23;
 pub const DUMP_NOTFOUND: u64 = 1002;
 /// dqlite's own "cannot parse": an unknown request type, schema or format.
 pub const PARSE: u64 = 1005;
+/// Ours: a repeat of a request with an id came after it may have been forgotten; whether it was
+/// executed is not known.
+pub const REQUEST_FORGOTTEN: u64 = 1101;
 /// This node does not lead; the request was not executed.
 pub const NOT_LEADER: u64 = 10 | 40 << 8;
 /// This node ceased to lead while the request ran; its outcome is unknown.

@@ -43,7 +43,7 @@ pub use error::{Answer, WireError};
 pub use files::{FilesDecoder, FilesPiece};
 pub use frame::{Frame, FrameDecoder, Header};
 pub use request::{ReadLevel, Request};
-pub use response::{Dialect, File, NodeInfo, Response};
+pub use response::{Dialect, File, NodeInfo, Response, Status, StatusMember};
 pub use rows::{Batch, End, RowsDecoder, RowsEncoder, Step};
 pub use value::{BadParameter, Declared, Params, Text, Value, ValueRef};
 
@@ -85,4 +85,7 @@ impl Handshake {
 }
 
 /// The version of our own requests (128 and up) that this build speaks, said in Hello.
-pub const EXTENSION_VERSION: u64 = 1;
+pub const EXTENSION_VERSION: u64 = 2;
+
+/// From this version on a server knows RequestId and Outcome.
+pub const EXTENSION_VERSION_ONCE: u64 = 2;

@@ -8,10 +8,10 @@
 //! *Invariant*: whatever [`Request::encode`] writes, [`Request::decode`] reads back as the same
 //! value, provided that its texts hold no NUL.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::WireError;
-use super::field::put_text;
+use super::field::{put_blob, put_text};
 use super::frame::{self, Frame};
 use super::value::{Params, Text};
 
@@ -65,6 +65,12 @@ pub mod kind {
     pub const DATABASES: u8 = 131;
     /// Ours: fold a database's overlay into its base file.
     pub const CHECKPOINT: u8 = 132;
+    /// Ours: what a node knows of leader and members, and why there is no leader.
+    pub const STATUS: u8 = 134;
+    /// Ours: the next statement, or transaction, is executed once.
+    pub const REQUEST_ID: u8 = 133;
+    /// Ours: what a repeat of the open transaction is told.
+    pub const OUTCOME: u8 = 135;
 }
 
 /// Flag of Hello: this connection may Open and Query on a node that does not lead.
@@ -285,6 +291,26 @@ pub enum Request {
         /// The database's name.
         database: Text,
     },
+    /// Ours: what this node knows of leader and members. Answered by StatusOk.
+    Status,
+    /// Ours: the statement that follows, or the transaction that it begins, is executed once,
+    /// however often it is sent with this id. Answered by Empty.
+    RequestId {
+        /// The database, from Db.
+        database: u64,
+        /// The id.
+        id: [u8; 16],
+        /// How long ago the id was sent for the first time; 0 if this is the first time.
+        age_ms: u64,
+    },
+    /// Ours: what a repeat of the open transaction, begun under an id, is told by
+    /// AlreadyExecuted. Answered by Empty.
+    Outcome {
+        /// The database, from Db.
+        database: u64,
+        /// Anything.
+        outcome: Bytes,
+    },
 }
 
 impl Request {
@@ -315,6 +341,9 @@ impl Request {
             Request::Digest { .. } => kind::DIGEST,
             Request::Databases => kind::DATABASES,
             Request::Checkpoint { .. } => kind::CHECKPOINT,
+            Request::Status => kind::STATUS,
+            Request::RequestId { .. } => kind::REQUEST_ID,
+            Request::Outcome { .. } => kind::OUTCOME,
         }
     }
 
@@ -337,7 +366,7 @@ impl Request {
             kind::PREPARE | kind::EXEC | kind::QUERY | kind::EXEC_SQL | kind::QUERY_SQL => true,
             kind::LEADER | kind::CLIENT | kind::OPEN => false,
             kind::FINALIZE | kind::INTERRUPT..=kind::WEIGHT => false,
-            kind::HELLO..=kind::CHECKPOINT => false,
+            kind::HELLO..=kind::OUTCOME => false,
             _ => return Err(WireError::UnknownRequest(kind)),
         };
         if schema > u8::from(two_schemas) {
@@ -379,6 +408,7 @@ impl Request {
         Ok(match frame.header.kind {
             kind::LEADER => Request::Leader,
             kind::DATABASES => Request::Databases,
+            kind::STATUS => Request::Status,
             kind::CLIENT => Request::Client { id: reader.u64("a client id")? },
             kind::OPEN => Request::Open {
                 name: text(reader, "a database name")?,
@@ -420,6 +450,15 @@ impl Request {
                 flags: reader.u64("flags")?,
             },
             kind::CHECKPOINT => Request::Checkpoint { database: text(reader, "a database name")? },
+            kind::REQUEST_ID => Request::RequestId {
+                database: reader.u64("a database id")?,
+                id: reader.array("a request id")?,
+                age_ms: reader.u64("an age")?,
+            },
+            kind::OUTCOME => Request::Outcome {
+                database: reader.u64("a database id")?,
+                outcome: frame.body.slice_ref(reader.blob("an outcome")?),
+            },
             kind => return Err(WireError::UnknownRequest(kind)),
         })
     }
@@ -436,7 +475,7 @@ impl Request {
 
     fn put(&self, out: &mut BytesMut) -> Result<(), WireError> {
         match self {
-            Request::Leader | Request::Databases => out.put_u64_le(0),
+            Request::Leader | Request::Databases | Request::Status => out.put_u64_le(0),
             Request::Client { id }
             | Request::Remove { id }
             | Request::Transfer { id }
@@ -490,6 +529,15 @@ impl Request {
                 out.put_u64_le(*flags);
             }
             Request::Checkpoint { database } => put_text(out, database.as_bytes()),
+            Request::RequestId { database, id, age_ms } => {
+                out.put_u64_le(*database);
+                out.put_slice(id);
+                out.put_u64_le(*age_ms);
+            }
+            Request::Outcome { database, outcome } => {
+                out.put_u64_le(*database);
+                put_blob(out, outcome);
+            }
         }
         Ok(())
     }
@@ -507,6 +555,7 @@ impl Request {
                 text(sql).saturating_add(params.encoded_bytes_max())
             }
             Request::Prepare { sql, .. } => text(sql),
+            Request::Outcome { outcome, .. } => super::field::len_u64(outcome.len()),
             Request::Open { name, vfs, .. } => text(name).saturating_add(text(vfs)),
             Request::Add { address: name, .. }
             | Request::Connect { address: name, .. }

@@ -9,7 +9,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::{Answer, WireError};
-use super::field::{Reader, len_u64, padding, put_text};
+use super::field::{Reader, len_u64, padding, put_blob, put_text};
 use super::files::put_file_head;
 use super::frame::{self, Frame};
 use super::value::Text;
@@ -44,6 +44,10 @@ pub mod kind {
     pub const DIGEST_OK: u8 = 130;
     /// Ours: to Databases.
     pub const DATABASES_OK: u8 = 131;
+    /// Ours: to Status.
+    pub const STATUS_OK: u8 = 134;
+    /// Ours: to BEGIN under the id of a transaction that was committed before.
+    pub const ALREADY_EXECUTED: u8 = 133;
 }
 
 /// State of a replica in DigestOk: nothing is wrong with it.
@@ -103,6 +107,42 @@ pub struct Digest {
     pub pages: u64,
     /// [`DIGEST_HEALTHY`] or [`DIGEST_DAMAGED`].
     pub state: u64,
+}
+
+/// Time since something that never happened, in StatusOk.
+pub const NEVER_MS: u64 = u64::MAX;
+
+/// What StatusOk tells of one member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusMember {
+    /// The member.
+    pub id: u64,
+    /// Its address.
+    pub address: Text,
+    /// Its [`super::request::Role`] by number.
+    pub role: u64,
+    /// Milliseconds since it last answered the node that tells; 0 for that node itself, and
+    /// [`NEVER_MS`] if it never did.
+    pub answered_ms: u64,
+    /// What happened when it was last asked in vain; empty if it answers, or was never asked.
+    pub trouble: Text,
+}
+
+/// What a node knows of leader and members, in StatusOk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The node that tells.
+    pub node: u64,
+    /// The term that it is in.
+    pub term: u64,
+    /// The leader that it last knew; 0 for none.
+    pub leader: u64,
+    /// Milliseconds since it heard of that leader; 0 if it leads itself, and [`NEVER_MS`].
+    pub heard_ms: u64,
+    /// The members.
+    pub members: Vec<StatusMember>,
+    /// Why there is no leader, in one sentence; empty where there is one.
+    pub why: Text,
 }
 
 /// What a server answers.
@@ -191,6 +231,17 @@ pub enum Response {
         /// The databases' names.
         names: Vec<Text>,
     },
+    /// To Status.
+    StatusOk(Status),
+    /// To BEGIN under a request id: the transaction was committed before, and none was begun.
+    AlreadyExecuted {
+        /// Of the connection that committed it, after it.
+        last_insert_id: i64,
+        /// Of the last statement of it that changed rows.
+        rows_affected: u64,
+        /// What its client left to be told, by Outcome.
+        outcome: Bytes,
+    },
 }
 
 impl Response {
@@ -224,6 +275,8 @@ impl Response {
             Response::HelloOk { .. } => kind::HELLO_OK,
             Response::DigestOk(_) => kind::DIGEST_OK,
             Response::DatabasesOk { .. } => kind::DATABASES_OK,
+            Response::StatusOk(_) => kind::STATUS_OK,
+            Response::AlreadyExecuted { .. } => kind::ALREADY_EXECUTED,
         }
     }
 
@@ -282,6 +335,12 @@ impl Response {
             },
             kind::DIGEST_OK => Response::DigestOk(read_digest(reader)?),
             kind::DATABASES_OK => Response::DatabasesOk { names: read_names(reader)? },
+            kind::STATUS_OK => Response::StatusOk(read_status(reader)?),
+            kind::ALREADY_EXECUTED => Response::AlreadyExecuted {
+                last_insert_id: reader.i64("a row id")?,
+                rows_affected: reader.u64("a count of rows")?,
+                outcome: frame.body.slice_ref(reader.blob("an outcome")?),
+            },
             kind => return Err(WireError::UnknownResponse(kind)),
         })
     }
@@ -329,6 +388,12 @@ impl Response {
                 out.put_u64_le(len_u64(names.len()));
                 names.iter().for_each(|name| put_text(out, name.as_bytes()));
             }
+            Response::StatusOk(status) => put_status(out, status),
+            Response::AlreadyExecuted { last_insert_id, rows_affected, outcome } => {
+                out.put_i64_le(*last_insert_id);
+                out.put_u64_le(*rows_affected);
+                put_blob(out, outcome);
+            }
         }
     }
 }
@@ -364,6 +429,42 @@ fn read_names(reader: &mut Reader<'_>) -> Result<Vec<Text>, WireError> {
         names.push(reader.text("a database name")?.into());
     }
     Ok(names)
+}
+
+fn put_status(out: &mut BytesMut, status: &Status) {
+    let Status { node, term, leader, heard_ms, members, why } = status;
+    for word in [node, term, leader, heard_ms, &len_u64(members.len())] {
+        out.put_u64_le(*word);
+    }
+    for StatusMember { id, address, role, answered_ms, trouble } in members {
+        out.put_u64_le(*id);
+        put_text(out, address.as_bytes());
+        out.put_u64_le(*role);
+        out.put_u64_le(*answered_ms);
+        put_text(out, trouble.as_bytes());
+    }
+    put_text(out, why.as_bytes());
+}
+
+fn read_status(reader: &mut Reader<'_>) -> Result<Status, WireError> {
+    let mut status = Status {
+        node: reader.u64("a node id")?,
+        term: reader.u64("a term")?,
+        leader: reader.u64("a node id")?,
+        heard_ms: reader.u64("a time")?,
+        ..Status::default()
+    };
+    for _ in 0..reader.u64("a count of members")? {
+        status.members.push(StatusMember {
+            id: reader.u64("a node id")?,
+            address: reader.text("an address")?.into(),
+            role: reader.u64("a role")?,
+            answered_ms: reader.u64("a time")?,
+            trouble: reader.text("a text")?.into(),
+        });
+    }
+    status.why = reader.text("a text")?.into();
+    Ok(status)
 }
 
 fn put_files(out: &mut BytesMut, files: &[File]) {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::files::{put_file_head, put_files_head};
 use super::request::kind;
-use super::response::Digest;
+use super::response::{Digest, Status, StatusMember};
 use super::*;
 
 const GOLDEN: &str = include_str!("testdata/frames.txt");
@@ -333,6 +333,7 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Leader),
         Just(Request::Databases),
+        Just(Request::Status),
         number().prop_map(|id| Request::Client { id }),
         (text(), number(), text()).prop_map(|(name, flags, vfs)| Request::Open {
             name,
@@ -377,7 +378,14 @@ fn request() -> impl Strategy<Value = Request> {
             .prop_map(|(level, max_staleness_ms)| Request::ReadLevel { level, max_staleness_ms }),
         (text(), number()).prop_map(|(database, flags)| Request::Digest { database, flags }),
         text().prop_map(|database| Request::Checkpoint { database }),
+        (number(), any::<[u8; 16]>(), number())
+            .prop_map(|(database, id, age_ms)| Request::RequestId { database, id, age_ms }),
+        (number(), blob()).prop_map(|(database, outcome)| Request::Outcome { database, outcome }),
     ]
+}
+
+fn blob() -> impl Strategy<Value = Bytes> {
+    prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)
 }
 
 fn node(roles: bool) -> impl Strategy<Value = NodeInfo> {
@@ -391,6 +399,24 @@ fn node(roles: bool) -> impl Strategy<Value = NodeInfo> {
 fn file() -> impl Strategy<Value = File> {
     (text(), prop::collection::vec(any::<[u8; 8]>(), 0..10))
         .prop_map(|(name, words)| File { name, content: words.concat().into() })
+}
+
+fn status() -> impl Strategy<Value = Status> {
+    let member =
+        (any::<[u64; 3]>(), text(), text()).prop_map(|([id, role, ms], address, trouble)| {
+            StatusMember { id, address, role, answered_ms: ms, trouble }
+        });
+    let words = any::<[u64; 4]>();
+    (words, prop::collection::vec(member, 0..4), text()).prop_map(
+        |([node, term, leader, heard_ms], members, why)| Status {
+            node,
+            term,
+            leader,
+            heard_ms,
+            members,
+            why,
+        },
+    )
 }
 
 fn response() -> impl Strategy<Value = (Response, Dialect)> {
@@ -430,6 +456,10 @@ fn response() -> impl Strategy<Value = (Response, Dialect)> {
             }
         ),
         prop::collection::vec(text(), 0..5).prop_map(|names| Response::DatabasesOk { names }),
+        status().prop_map(Response::StatusOk),
+        (any::<i64>(), number(), blob()).prop_map(|(last_insert_id, rows_affected, outcome)| {
+            Response::AlreadyExecuted { last_insert_id, rows_affected, outcome }
+        }),
     ];
     let old = Dialect { legacy: true, roles: false };
     prop_oneof![
@@ -471,7 +501,7 @@ proptest! {
 
     #[test]
     fn noise_never_panics(
-        kind in prop_oneof![0_u8..20, 128_u8..133, any::<u8>()], schema in 0_u8..3,
+        kind in prop_oneof![0_u8..20, 128_u8..136, any::<u8>()], schema in 0_u8..3,
         words in prop::collection::vec(
             prop_oneof![any::<u64>(), 0_u64..20, Just(u64::MAX), Just(0xEEEE_EEEE_EEEE_EEEE)], 1..20,
         ),

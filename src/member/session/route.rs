@@ -54,6 +54,16 @@ pub fn begins_writing(sql: &str) -> bool {
         || kind_of(sql) == Kind::Own && first_is(sql, &["VACUUM"])
 }
 
+/// Whether it begins a transaction that COMMIT ends.
+pub fn is_begin(sql: &str) -> bool {
+    first_is(sql, &["BEGIN"])
+}
+
+/// Whether it commits the open transaction.
+pub fn is_commit(sql: &str) -> bool {
+    first_is(sql, &["COMMIT", "END"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
