@@ -277,7 +277,7 @@ async fn a_cluster_lives_on_one_thread() {
             .await
             .unwrap();
     }
-    let mut transaction = shop.transaction().await.unwrap();
+    let mut transaction = shop.begin(quire::driver::Begin::Deferred).await.unwrap();
     transaction.execute("INSERT INTO t(id) VALUES(20)", vec![]).await.unwrap();
     let seen = transaction.query("SELECT count(*) FROM t", vec![]).await.unwrap().rows;
     assert_eq!(seen, [[Value::Integer(21)]]);
