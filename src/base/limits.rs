@@ -185,23 +185,8 @@ pub const REQUESTS_AHEAD_MAX: usize = 64;
 /// Batches of rows between a statement and its socket.
 pub const ROW_PARTS_AHEAD_MAX: usize = 2;
 
-/// A result that must be held back until its transaction is committed is at most this large.
-pub const RESULT_HELD_BYTES_MAX: usize = 64 << 20;
-
-/// Prepared statements of a connection.
-pub const STATEMENTS_OPEN_MAX: usize = 4096;
-
 /// A temporary file of SQLite up to this size stays in memory.
 pub const TEMP_HEAP_BYTES_MAX: usize = 256 << 10;
-
-/// Prepared statements that a SQLite connection keeps for the next time.
-pub const STATEMENTS_CACHED_MAX: usize = 64;
-
-/// A statement's text may be this long.
-pub const SQL_BYTES_MAX: i32 = 16 << 20;
-
-/// `PRAGMA cache_size` takes at most this many pages, or KiB where it is negative.
-pub const PRAGMA_CACHE_SIZE_MAX: i64 = 65_536;
 
 /// A receiver of a snapshot that gave up waits this long for the sender to have heard it.
 pub const SNAPSHOT_FAREWELL_MAX: Duration = Duration::from_secs(5);
