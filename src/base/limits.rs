@@ -158,7 +158,8 @@ pub const ENTRY_GATHERED_BYTES: usize = ENTRY_BYTES_MAX / 16;
 /// A member that is asked for part of a copy answers within this time, or another is asked.
 pub const REPAIR_ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// A leader with a damaged copy waits this long for another to take over; then it leads on for a while.
+/// A leader with a damaged copy waits this long for another to take over; then it leads on for a
+/// while.
 pub const HANDOVER_OF_DAMAGED_MAX: Duration = Duration::from_secs(3);
 
 /// A view that was lent for a repair and is not asked for this long is given up.
@@ -176,7 +177,8 @@ pub const CACHE_KIB: u32 = 2 << 10;
 /// SQLite's page cache of the write executor's connection, per database.
 pub const WRITER_CACHE_KIB: u32 = 16 << 10;
 
-/// Page images in files are folded into the base files when they are more than this, over all databases.
+/// Page images in files are folded into the base files when they are more than this, over all
+/// databases.
 pub const SPILLED_BEFORE_CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
 
 /// Requests that a client may send ahead of their answers.
