@@ -17,7 +17,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use quire::base::{Clock, DatabaseName, Env, Executor, NodeId, SplitMix};
 use quire::disk::FakeDisk;
-use quire::driver::{Client, Dial, Options, Stream};
+use quire::driver::{Client, Dial, DriverError, Options, Stream};
 use quire::member::{Failure, Member, ReadLevel, Session};
 use quire::node::{Config, Node, Surroundings};
 use quire::pages::Store;
@@ -277,12 +277,14 @@ async fn a_cluster_lives_on_one_thread() {
             .await
             .unwrap();
     }
-    let mut transaction = shop.begin(quire::driver::Begin::Deferred).await.unwrap();
+    let mut transaction = shop.begin().await.unwrap();
     transaction.execute("INSERT INTO t(id) VALUES(20)", vec![]).await.unwrap();
     let seen = transaction.query("SELECT count(*) FROM t", vec![]).await.unwrap().rows;
     assert_eq!(seen, [[Value::Integer(21)]]);
     transaction.commit().await.unwrap();
     client.checkpoint("shop").await.unwrap();
+    let absent = client.checkpoint("nowhere").await;
+    assert!(matches!(absent, Err(DriverError::Sqlite { code: 1002, .. })), "{absent:?}");
     trio.agree().await;
 
     // Leadership is handed over, and the node comes back on what its disk has.

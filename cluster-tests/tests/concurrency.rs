@@ -283,8 +283,8 @@ async fn a_reader_that_stays_long_holds_up_neither_writes_nor_the_purging_of_the
     let cluster = Cluster::start_with(options.set("limits.overlay_bytes", "8 MiB")).await?;
     let (mut reader, mut writer) = (cluster.raw("long").await?, cluster.raw("long").await?);
     writer.run("CREATE TABLE t(id INTEGER PRIMARY KEY, v INTEGER, x BLOB)").await?;
-    const FILL: &str = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 40) \
-                        INSERT INTO t SELECT i, 0, randomblob(60000) FROM n";
+    const FILL: &str = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n \
+                        WHERE i < 40) INSERT INTO t SELECT i, 0, randomblob(60000) FROM n";
     writer.run(FILL).await?;
     reader.run("BEGIN").await?;
     const SEEN: &str = "SELECT count(*) + 100 * total(v) + total(length(x)) FROM t";

@@ -182,7 +182,8 @@ pub const ENTRY_GATHERED_BYTES: usize = ENTRY_BYTES_MAX / 16;
 /// A member that is asked for part of a copy answers within this time, or another is asked.
 pub const REPAIR_ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// A leader with a damaged copy waits this long for another to take over; then it leads on for a while.
+/// A leader with a damaged copy waits this long for another to take over; then it leads on for a
+/// while.
 pub const HANDOVER_OF_DAMAGED_MAX: Duration = Duration::from_secs(3);
 
 /// A view that was lent for a repair and is not asked for this long is given up.
@@ -200,7 +201,8 @@ pub const CACHE_KIB: u32 = 2 << 10;
 /// SQLite's page cache of the write executor's connection, per database.
 pub const WRITER_CACHE_KIB: u32 = 16 << 10;
 
-/// Page images in files are folded into the base files when they are more than this, over all databases.
+/// Page images in files are folded into the base files when they are more than this, over all
+/// databases.
 pub const SPILLED_BEFORE_CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
 
 /// Requests that a client may send ahead of their answers.
@@ -209,23 +211,8 @@ pub const REQUESTS_AHEAD_MAX: usize = 64;
 /// Batches of rows between a statement and its socket.
 pub const ROW_PARTS_AHEAD_MAX: usize = 2;
 
-/// A result that must be held back until its transaction is committed is at most this large.
-pub const RESULT_HELD_BYTES_MAX: usize = 64 << 20;
-
-/// Prepared statements of a connection.
-pub const STATEMENTS_OPEN_MAX: usize = 4096;
-
 /// A temporary file of SQLite up to this size stays in memory.
 pub const TEMP_HEAP_BYTES_MAX: usize = 256 << 10;
-
-/// Prepared statements that a SQLite connection keeps for the next time.
-pub const STATEMENTS_CACHED_MAX: usize = 64;
-
-/// A statement's text may be this long.
-pub const SQL_BYTES_MAX: i32 = 16 << 20;
-
-/// `PRAGMA cache_size` takes at most this many pages, or KiB where it is negative.
-pub const PRAGMA_CACHE_SIZE_MAX: i64 = 65_536;
 
 /// A receiver of a snapshot that gave up waits this long for the sender to have heard it.
 pub const SNAPSHOT_FAREWELL_MAX: Duration = Duration::from_secs(5);

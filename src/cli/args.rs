@@ -154,3 +154,27 @@ pub struct ServerArgs {
     )]
     pub server: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{LogArgs, NodeArgs};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        node: NodeArgs,
+    }
+
+    /// Applications of other languages choose ids of 62 bits and more.
+    #[test]
+    fn an_id_may_be_large() {
+        for id in ["1", "3297041220608546238", "9223372036854775807"] {
+            let line = Line::try_parse_from(["serve", "--id", id]).unwrap();
+            let config = line.node.load_without(&["QUIRE_ID"], &LogArgs::default()).unwrap();
+            assert_eq!(config.id.unwrap().to_string(), id);
+        }
+        assert!(Line::try_parse_from(["serve", "--id", "9223372036854775808"]).is_err());
+    }
+}

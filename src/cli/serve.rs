@@ -3,8 +3,8 @@
 //! SIGHUP makes it read its configuration again; of what has changed it takes over
 //! `limits.disk_budget` at once, the rest at its next start.
 //!
-//! *Invariant*: after the first signal to stop the process ends within [`STOP_MAX`]; after the second at
-//! once.
+//! *Invariant*: after the first signal to stop the process ends within [`STOP_MAX`]; after the
+//! second at once.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -97,7 +97,7 @@ fn reloaded(node: &Node, now: Config, load: &impl Fn() -> Result<Config, Failure
             return now;
         }
         Err(Failure::Operation(error)) => {
-            tracing::error!(%error, "SIGHUP: the configuration cannot be read; the present one stays");
+            tracing::error!(%error, "SIGHUP: it cannot be read; the present configuration stays");
             return now;
         }
     };

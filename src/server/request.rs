@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::base::{DatabaseName, RequestId, limits};
+use crate::base::{DatabaseName, RequestId};
 use crate::member::{Failure, Member, ReadLevel, Session};
 use crate::pages::Store;
 use crate::sqlite::{Cancel, Ran, Value};
@@ -28,6 +28,9 @@ const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
 
 /// The id of the one database that a connection has open.
 const DATABASE_ID: u64 = 0;
+
+/// Prepared statements of a connection.
+const STATEMENTS_MAX: usize = 4096;
 
 /// The answer to a request.
 pub enum Reply {
@@ -411,7 +414,7 @@ impl Client {
         }
         let free = open.statements.iter().position(Option::is_none);
         let at = free.unwrap_or(open.statements.len());
-        if at >= limits::STATEMENTS_OPEN_MAX {
+        if at >= STATEMENTS_MAX {
             return Err(Refusal::new(code::ERROR, "too many prepared statements"));
         }
         let prepared = Prepared { sql: sql.get(..bytes).unwrap_or(sql).to_owned() };

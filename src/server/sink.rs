@@ -7,9 +7,11 @@ use bytes::BytesMut;
 use rusqlite::ffi;
 use tokio::sync::mpsc;
 
-use crate::base::limits;
 use crate::sqlite::{Column, Delivery, Gate, RowSink, SqlError, ValueRef};
 use crate::wire::{self, Batch, Declared, End, RowsEncoder};
+
+/// A result that must be held back until its transaction is committed is at most this large.
+const HELD_BYTES_MAX: usize = 64 << 20;
 
 /// Encodes rows.
 pub struct RowsSink {
@@ -107,7 +109,7 @@ impl RowSink for RowsSink {
 impl RowsSink {
     /// A batch that may not leave yet is kept, up to a bound.
     fn begin_next(&mut self) -> Result<(), SqlError> {
-        if self.out.len() > limits::RESULT_HELD_BYTES_MAX {
+        if self.out.len() > HELD_BYTES_MAX {
             let what = "too many rows to be held until their transaction is committed";
             return Err(SqlError::new(ffi::SQLITE_TOOBIG, what));
         }

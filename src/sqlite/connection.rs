@@ -20,7 +20,6 @@ use rusqlite::limits::Limit;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{OpenFlags, Statement, ffi};
 
-use crate::base::limits;
 use crate::pages::{PagesError, Store};
 
 mod once;
@@ -32,11 +31,17 @@ use super::{text, vfs};
 
 pub use once::{Request, Retention};
 
+/// Prepared statements that a connection keeps for the next time.
+const STATEMENT_CACHE_CAPACITY: usize = 64;
+
 /// The progress handler looks for a cancel after this many steps of SQLite's virtual machine.
 const PROGRESS_STEPS: i32 = 1000;
 
 /// A quick statement may take this many looks of the progress handler: well below a millisecond.
 const QUICK_LOOKS_MAX: i64 = 8;
+
+/// A statement's text may be this long.
+const SQL_BYTES_MAX: i32 = 16 << 20;
 
 /// So much of a script is shown to SQLite at first to find where its first statement ends.
 const FIRST_PIECE_BYTES: usize = 4 << 10;
@@ -323,8 +328,8 @@ impl Connection {
         ))?;
         raw.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
         raw.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        raw.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, limits::SQL_BYTES_MAX)?;
-        raw.set_prepared_statement_cache_capacity(limits::STATEMENTS_CACHED_MAX);
+        raw.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, SQL_BYTES_MAX)?;
+        raw.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
         let guard = self.guard.clone();
         raw.authorizer(Some(move |context: rusqlite::hooks::AuthContext<'_>| {
             guard.authorize(&context)

@@ -14,8 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-use crate::base::limits;
-
 use super::text;
 
 /// What the authorizer saw while a statement was prepared. A statement from the cache is not
@@ -110,6 +108,9 @@ const SESSION: &[&str] = &[
     "auto_vacuum",
 ];
 
+/// `PRAGMA cache_size` takes at most this many pages, or KiB where it is negative.
+const CACHE_SIZE_MAX: i64 = 65_536;
+
 /// Functions whose answers depend on the session's earlier statements.
 const SESSION_FUNCTIONS: &[&str] = &["last_insert_rowid", "changes", "total_changes"];
 
@@ -181,7 +182,7 @@ fn judge_pragma(name: &str, value: Option<&str>) -> Verdict {
         None if is(READ_ONLY) => Verdict::Allow,
         None if is(SESSION) => Verdict::Own { keeps: false },
         Some(value) if name == "cache_size" => match value.parse::<i64>() {
-            Ok(size) if size.unsigned_abs() <= limits::PRAGMA_CACHE_SIZE_MAX.unsigned_abs() => {
+            Ok(size) if size.unsigned_abs() <= CACHE_SIZE_MAX.unsigned_abs() => {
                 Verdict::Own { keeps: true }
             }
             _ => Verdict::Deny(format!("PRAGMA cache_size = {value}")),
