@@ -8,6 +8,9 @@ pub const DATABASE_NAME_BYTES_MAX: usize = 128;
 /// A frame of the client protocol, header included, is at most this large (authenticated).
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
 
+/// A dump is read from the database and sent in pieces of about this size.
+pub const DUMP_PIECE_BYTES: usize = 256 << 10;
+
 /// A connection must have said which protocol it speaks within this time.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -11,6 +11,7 @@ pub mod ask;
 mod bench;
 mod config;
 mod digest;
+mod dump;
 mod health;
 mod local;
 mod logging;
@@ -47,6 +48,8 @@ enum Command {
     Sql(shell::SqlArgs),
     /// Compare the members' copies of a database
     Digest(digest::DigestArgs),
+    /// Copy a database out as a SQLite file
+    Dump(dump::DumpArgs),
     /// Measure a cluster against a local SQLite file
     Bench(bench::BenchArgs),
     /// Ask whether nodes answer and know a leader
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(&args, log)?,
         Command::Up(args) => up::run(&args, log)?,
         Command::Digest(args) => digest::run(&args, log)?,
+        Command::Dump(args) => dump::run(&args, log)?,
         Command::Bench(args) => bench::run(&args, log)?,
         Command::Health(args) => health::run(&args, log)?,
         Command::Config(args) => config::run(&args, log)?,

@@ -23,6 +23,7 @@
 //! | `pool` | connections lent and returned |
 //! | `call` | a call with its retries: the rule of what may be repeated |
 //! | `database`, `session`, `rows` | what callers hold: databases, transactions, results |
+//! | `dump` | a whole database, copied out |
 //! | `sql` | where statements end, and which of them only read |
 //!
 //! It speaks plain dqlite, to a dqlite server too; what goes beyond it (read levels, reads on a
@@ -35,6 +36,7 @@ mod address;
 mod call;
 mod connection;
 mod database;
+mod dump;
 mod error;
 mod leader;
 mod params;
@@ -52,6 +54,7 @@ use tokio::time::Instant;
 
 pub use address::{Dial, PlainDial, Stream};
 pub use database::{Database, Statement};
+pub use dump::Dump;
 pub use error::{Attempt, DriverError, Outcome};
 pub use rows::{ExecResult, RowStream, Rows};
 pub use session::{Begin, Session, Transaction};

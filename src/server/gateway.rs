@@ -56,8 +56,10 @@ impl Socket {
         Ok(())
     }
 
+    /// Whether the request that runs is to stop: an Interrupt that stands behind another request
+    /// means that one.
     fn interrupted(&self) -> bool {
-        self.ahead.iter().any(|frame| frame.header.kind == request::kind::INTERRUPT)
+        self.ahead.front().is_some_and(|frame| frame.header.kind == request::kind::INTERRUPT)
     }
 }
 
@@ -134,6 +136,7 @@ async fn run(socket: &mut Socket, client: &mut Client, frame: Frame) -> io::Resu
         // The Empty that answers the Interrupt is the end of the query too.
         Reply::Interrupted => Ok(()),
         Reply::Close(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+        Reply::BrokenOff(why) => Err(io::Error::other(why)),
     }
 }
 

@@ -19,10 +19,14 @@ use crate::wire::request::{self, HELLO_FOLLOWER_READS};
 use crate::wire::response::{self, Digest, NodeInfo};
 use crate::wire::{self, Frame, Handshake, Params, Request, Response, Text, code};
 
+use super::dump::{self, Ended};
 use super::sink::RowsSink;
 
 /// dqlite's answer to Client; nobody enforces it.
 const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
+
+/// The id of the one database that a connection has open.
+const DATABASE_ID: u64 = 0;
 
 /// Prepared statements of a connection.
 const STATEMENTS_MAX: usize = 4096;
@@ -33,18 +37,20 @@ pub enum Reply {
     Message(BytesMut),
     /// Nothing: the Interrupt that ended it is answered instead.
     Interrupted,
-    /// The connection is closed.
+    /// The connection is closed: the client broke the protocol.
     Close(String),
+    /// The connection is closed in the middle of an answer that cannot be finished.
+    BrokenOff(String),
 }
 
 /// An error on its way to the client.
-struct Refusal {
-    code: u64,
-    text: String,
+pub(super) struct Refusal {
+    pub(super) code: u64,
+    pub(super) text: String,
 }
 
 impl Refusal {
-    fn new(code: u64, text: &str) -> Refusal {
+    pub(super) fn new(code: u64, text: &str) -> Refusal {
         Refusal { code, text: text.to_owned() }
     }
 }
@@ -131,7 +137,7 @@ impl Client {
             }
             Request::Interrupt { .. } => Response::Empty,
             Request::Cluster { format } => self.cluster(format),
-            Request::Finalize { statement, .. } => self.finalize(statement),
+            Request::Finalize { database, statement } => self.finalize(database, statement),
             Request::Hello { flags, .. } => {
                 self.follower_reads = flags & HELLO_FOLLOWER_READS != 0;
                 let version = wire::EXTENSION_VERSION;
@@ -149,7 +155,6 @@ impl Client {
             | Request::Add { .. }
             | Request::Assign { .. }
             | Request::Remove { .. }
-            | Request::Dump { .. }
             | Request::Transfer { .. }
             | Request::Describe { .. }
             | Request::Weight { .. } => failure(code::PARSE, code::UNKNOWN_REQUEST),
@@ -198,8 +203,13 @@ impl Client {
         Response::Empty
     }
 
-    fn finalize(&mut self, statement: u32) -> Response {
-        let Some(open) = &mut self.open else {
+    fn finalize(&mut self, database: u32, statement: u32) -> Response {
+        let now = self.member.leading_term().ok();
+        if self.open.as_ref().is_some_and(|open| open.term.is_some() && open.term != now) {
+            self.open = None;
+        }
+        let open = self.open.as_mut().filter(|_| u64::from(database) == DATABASE_ID);
+        let Some(open) = open else {
             return failure(code::NOTFOUND, code::NO_DATABASE);
         };
         let slot = usize::try_from(statement).ok().and_then(|at| open.statements.get_mut(at));
@@ -246,28 +256,31 @@ impl Client {
         };
         let answered = match request {
             Request::Open { name, .. } => self.open(&name).await,
-            Request::Prepare { sql, tail, .. } => self.prepare(&sql, tail).await,
-            Request::Exec { statement, params, .. } => match self.prepared(statement).await {
-                Ok(sql) => self.exec(&sql, &params, cancel).await,
-                Err(refusal) => Err(refusal),
-            },
-            Request::ExecSql { sql, params, .. } => match self.check_open().await {
-                Ok(()) => match text(&sql) {
-                    Ok(sql) => self.exec(sql, &params, cancel).await,
+            Request::Prepare { database, sql, tail } => self.prepare(database, &sql, tail).await,
+            Request::Exec { database, statement, params } => {
+                match self.prepared(database, statement).await {
+                    Ok(sql) => self.exec(&sql, &params, cancel).await,
                     Err(refusal) => Err(refusal),
-                },
+                }
+            }
+            Request::ExecSql { database, sql, params } => match self.sql(database, &sql).await {
+                Ok(sql) => self.exec(sql, &params, cancel).await,
                 Err(refusal) => Err(refusal),
             },
-            Request::Query { statement, params, .. } => match self.prepared(statement).await {
-                Ok(sql) => return self.query(&sql, &params, cancel, parts).await,
-                Err(refusal) => Err(refusal),
-            },
-            Request::QuerySql { sql, params, .. } => match self.check_open().await {
-                Ok(()) => match text(&sql) {
-                    Ok(sql) => return self.query(sql, &params, cancel, parts).await,
+            Request::Query { database, statement, params } => {
+                match self.prepared(database, statement).await {
+                    Ok(sql) => return self.query(&sql, &params, cancel, parts).await,
                     Err(refusal) => Err(refusal),
-                },
+                }
+            }
+            Request::QuerySql { database, sql, params } => match self.sql(database, &sql).await {
+                Ok(sql) => return self.query(sql, &params, cancel, parts).await,
                 Err(refusal) => Err(refusal),
+            },
+            Request::Dump { name } => match dump::dump(&self.member, &name, &parts).await {
+                Ok(end) => return Reply::Message(end),
+                Err(Ended::Refused(refusal)) => Err(refusal),
+                Err(Ended::BrokenOff(why)) => return Reply::BrokenOff(why),
             },
             Request::Digest { database, flags } => self.digest(&database, flags).await,
             Request::Checkpoint { .. } => self.checkpoint().await,
@@ -279,8 +292,8 @@ impl Client {
         Reply::Message(out)
     }
 
-    /// The database must be open, and in the term it was opened in.
-    async fn check_open(&mut self) -> Result<(), Refusal> {
+    /// The database must be open, in the term it was opened in, and be the one that is meant.
+    async fn check_open(&mut self, database: u64) -> Result<(), Refusal> {
         let leading = self.member.leading_term();
         let lost = match (&self.open, leading) {
             (Some(open), Ok(term)) => open.term.is_some_and(|of| of != term),
@@ -291,9 +304,17 @@ impl Client {
         if lost {
             self.open = None;
             self.member.leading_term()?;
+        }
+        if lost || database != DATABASE_ID {
             return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
         }
         Ok(())
+    }
+
+    /// The text of a statement for the open database.
+    async fn sql<'a>(&mut self, database: u64, sql: &'a Text) -> Result<&'a str, Refusal> {
+        self.check_open(database).await?;
+        text(sql)
     }
 
     async fn open(&mut self, name: &Text) -> Result<Response, Refusal> {
@@ -324,9 +345,13 @@ impl Client {
         Ok(Response::Db { id: 0 })
     }
 
-    async fn prepare(&mut self, sql: &Text, tail: bool) -> Result<Response, Refusal> {
-        self.check_open().await?;
-        let sql = text(sql)?;
+    async fn prepare(
+        &mut self,
+        database: u64,
+        sql: &Text,
+        tail: bool,
+    ) -> Result<Response, Refusal> {
+        let sql = self.sql(database, sql).await?;
         let Some(open) = &mut self.open else {
             return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
         };
@@ -354,8 +379,8 @@ impl Client {
         })
     }
 
-    async fn prepared(&mut self, statement: u32) -> Result<String, Refusal> {
-        self.check_open().await?;
+    async fn prepared(&mut self, database: u32, statement: u32) -> Result<String, Refusal> {
+        self.check_open(u64::from(database)).await?;
         let at = usize::try_from(statement).unwrap_or(usize::MAX);
         let open = self.open.as_ref();
         let prepared = open.and_then(|open| open.statements.get(at)).and_then(Option::as_ref);

@@ -14,6 +14,7 @@
 //! | `frame` | headers, whole frames out of a stream of bytes |
 //! | `value` | values and parameters, which are decoded only when they are bound |
 //! | `request`, `response` | the messages |
+//! | `files` | the one message that is larger than memory: a dumped database |
 //! | `rows` | result rows: the hot path, encoded without an allocation per value |
 //!
 //! What this module is not: it opens no socket, waits for nothing, and knows nothing of SQLite or
@@ -29,6 +30,7 @@
 pub mod code;
 pub mod error;
 mod field;
+pub mod files;
 pub mod frame;
 pub mod request;
 pub mod response;
@@ -38,6 +40,7 @@ mod tests;
 pub mod value;
 
 pub use error::{Answer, WireError};
+pub use files::{FilesDecoder, FilesPiece};
 pub use frame::{Frame, FrameDecoder, Header};
 pub use request::{ReadLevel, Request};
 pub use response::{Dialect, File, NodeInfo, Response};

@@ -9,8 +9,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::error::{Answer, WireError};
-use super::field::{Reader, WORD, len_u64, padding, put_text};
-use super::frame::{self, Frame, Header};
+use super::field::{Reader, len_u64, padding, put_text};
+use super::files::put_file_head;
+use super::frame::{self, Frame};
 use super::value::Text;
 
 /// The response types.
@@ -164,7 +165,7 @@ pub enum Response {
     Rows(Bytes),
     /// Done, nothing to tell.
     Empty,
-    /// To Dump. A server writes large ones with [`put_files_head`] and [`put_file_head`].
+    /// To Dump. Large ones are written and read piece by piece: [`super::files`].
     Files {
         /// The files.
         files: Vec<File>,
@@ -384,31 +385,6 @@ fn read_files(body: &Bytes, reader: &mut Reader<'_>) -> Result<Vec<File>, WireEr
         files.push(File { name, content });
     }
     Ok(files)
-}
-
-/// Begins a Files message that is sent piece by piece: its header and the count of files, each a
-/// name and a size (a multiple of 8). For each file [`put_file_head`] and its bytes must follow.
-pub fn put_files_head(out: &mut BytesMut, files: &[(&[u8], u64)]) -> Result<(), WireError> {
-    let mut bytes = len_u64(WORD);
-    for (name, size) in files {
-        if !size.is_multiple_of(len_u64(WORD)) {
-            return Err(WireError::Malformed("size of a file"));
-        }
-        let text = name.len() + WORD - name.len() % WORD;
-        bytes = bytes.saturating_add(len_u64(text + WORD)).saturating_add(*size);
-    }
-    let bytes_max = u64::from(u32::MAX) * len_u64(WORD);
-    let words = u32::try_from(bytes / len_u64(WORD));
-    let words = words.map_err(|_| WireError::TooLong { bytes, bytes_max })?;
-    out.put_slice(&Header { words, kind: kind::FILES, schema: 0 }.to_bytes());
-    out.put_u64_le(len_u64(files.len()));
-    Ok(())
-}
-
-/// Begins one file of a Files message: its name and its size. Its bytes follow, without padding.
-pub fn put_file_head(out: &mut BytesMut, name: &[u8], size: u64) {
-    put_text(out, name);
-    out.put_u64_le(size);
 }
 
 fn put_digest(out: &mut BytesMut, digest: &Digest) {

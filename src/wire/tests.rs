@@ -3,8 +3,9 @@
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
+use super::files::{put_file_head, put_files_head};
 use super::request::kind;
-use super::response::{Digest, put_file_head, put_files_head};
+use super::response::Digest;
 use super::*;
 
 const GOLDEN: &str = include_str!("testdata/frames.txt");
