@@ -1,4 +1,6 @@
-//! The codec against captured frames, against itself, and against noise.
+//! The codec against captured frames, against its golden bytes, against itself, and against noise.
+
+mod golden;
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -299,6 +301,58 @@ fn files_written_piece_by_piece_are_the_same_bytes() {
     assert!(put_files_head(&mut out, &[(b"x", 7)]).is_err());
 }
 
+/// All files of a message that arrives in pieces of `cut` bytes.
+fn files_in_pieces(message: &[u8], cut: usize) -> Result<Vec<File>, WireError> {
+    let (header, body) = message.split_first_chunk().expect("a header");
+    let mut decoder = FilesDecoder::new(Header::from_bytes(*header))?;
+    let mut files: Vec<(Text, u64, Vec<u8>)> = Vec::new();
+    let mut pieces = body.chunks(cut);
+    loop {
+        match decoder.next_piece()? {
+            Some(FilesPiece::File { name, size }) => files.push((name, size, Vec::new())),
+            Some(FilesPiece::Content(bytes)) => files.last_mut().unwrap().2.extend(&bytes),
+            Some(FilesPiece::End) => break,
+            None => match pieces.next() {
+                Some(piece) => decoder.space().extend_from_slice(piece),
+                None => return Err(WireError::Truncated("a message")),
+            },
+        }
+    }
+    assert!(files.iter().all(|(_, size, content)| *size == content.len() as u64));
+    Ok(files.into_iter().map(|(name, _, content)| File { name, content: content.into() }).collect())
+}
+
+#[test]
+fn files_that_break_the_rules_are_not_read() {
+    let head = |words, body: &[u64]| {
+        let header = Header { words, kind: response::kind::FILES, schema: 0 };
+        let body = body.iter().flat_map(|word| word.to_le_bytes());
+        header.to_bytes().into_iter().chain(body).collect::<Vec<u8>>()
+    };
+    let name = u64::from_le_bytes(*b"a.db\0\0\0\0");
+    let read = |words, body: &[u64]| files_in_pieces(&head(words, body), 8);
+    assert_eq!(read(4, &[1, name, 8, 7]).unwrap()[0].content.len(), 8);
+    for (words, body) in [
+        // More files, or larger ones, than the message has room for.
+        (1, &[u64::MAX][..]),
+        (4, &[2, name, 8, 7]),
+        (4, &[1, name, 16, 7, 7]),
+        (4, &[1, name, u64::MAX, 7]),
+        // A size that is not of whole words, and words that belong to no file.
+        (4, &[1, name, 7, 7]),
+        (5, &[1, name, 8, 7, 0]),
+        // A name without an end.
+        (4, &[1, u64::MAX, u64::MAX, u64::MAX]),
+    ] {
+        assert!(read(words, body).is_err(), "{body:x?}");
+    }
+    let endless = vec![u64::MAX; 1000];
+    let error = read(u32::MAX, &[&[1], &endless[..]].concat()).unwrap_err();
+    assert_eq!(error, WireError::Truncated("a file name"));
+    let other = Header { words: 1, kind: response::kind::EMPTY, schema: 0 };
+    assert!(FilesDecoder::new(other).is_err());
+}
+
 fn text() -> impl Strategy<Value = Text> {
     prop_oneof![
         "[a-z]{0,20}".prop_map(Text::from),
@@ -528,6 +582,14 @@ proptest! {
         while let Ok(Some(frame)) = decoder.next_frame() {
             prop_assert!(frame.body.len() < 128);
         }
+    }
+
+    #[test]
+    fn files_come_out_of_any_pieces(
+        files in prop::collection::vec(file(), 0..4), cut in 1_usize..200,
+    ) {
+        let message = encode_response(&Response::Files { files: files.clone() });
+        prop_assert_eq!(files_in_pieces(&message, cut), Ok(files));
     }
 
     /// However the bytes are cut, the same frames come out.

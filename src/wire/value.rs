@@ -350,6 +350,10 @@ impl Params {
             (usize::from(count), 1)
         };
         let codes = reader.padded(count, before, field)?;
+        if codes.is_empty() {
+            // What follows belongs to no parameter.
+            return Ok(Params { wide, ..Params::default() });
+        }
         Ok(Params { wide, codes: body.slice_ref(codes), values: body.slice_ref(reader.rest()) })
     }
 
