@@ -271,7 +271,8 @@ impl Cluster {
     /// Waits until the members have these roles, as [`Cluster::roles`] writes them.
     pub async fn wait_for_roles(&self, roles: &str) -> Result<()> {
         let mut seen = String::new();
-        let waited = wait_for(&format!("the roles {roles:?}"), async || {
+        let what = format!("the roles {roles:?}");
+        let waited = wait_for(&what, async || {
             seen = self.roles().await;
             Ok((seen == roles).then_some(()))
         });
@@ -482,8 +483,9 @@ fn all_threads_stopped(pid: u32) -> Result<bool> {
 
 fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program()?);
-    let (name, rest) = arguments.split_first().context("no command")?;
-    command.arg(name).args(["--server", servers]).args(rest);
+    let names = if arguments.first() == Some(&"cluster") { 2 } else { 1 };
+    let (names, rest) = arguments.split_at_checked(names).context("no command")?;
+    command.args(names).args(["--server", servers]).args(rest);
     Ok(command.stdin(Stdio::null()).output()?)
 }
 

@@ -10,9 +10,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// Checks that others can be told `address`; else what is wrong with it, and the mend.
 pub fn check(address: &str) -> Result<(), String> {
     let unclear = |why: &str| {
-        Err(format!(
-            "\"{address}\" {why}: write host:port, the path of a Unix socket, or @name"
-        ))
+        Err(format!("\"{address}\" {why}: write host:port, the path of a Unix socket, or @name"))
     };
     if address.is_empty() || address.contains(char::is_whitespace) || address.contains('\0') {
         return unclear("is not an address");

@@ -5,20 +5,24 @@
 //!
 //! *Invariant*: success means that the leader has committed the change.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::driver::{self, Client, Options};
+use crate::driver::{self, Client, DriverError, Options};
+use crate::wire::code;
 
 use super::args::{LogArgs, ServerArgs};
 use super::{Failure, logging, runtime, say};
 
 /// A member has this long to describe itself in a list of all.
 const DESCRIBE_MAX: Duration = Duration::from_secs(2);
+
+/// The pause before a change is asked for again while another one is on its way.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// `quire cluster`.
 #[derive(Clone, Debug, Subcommand)]
@@ -126,15 +130,15 @@ async fn perform(command: &ClusterCommand) -> Result<()> {
             asked.show(&[line], text)
         }
         ClusterCommand::Add { asked, id, address } => {
-            Ok(asked.client()?.add(*id, address).await?)
+            asked.change(async |client| client.add(*id, address).await).await
         }
         ClusterCommand::Remove(named) => {
-            let member = named.find().await?;
-            Ok(named.asked.client()?.remove(member.id).await?)
+            let id = named.find().await?.id;
+            named.asked.change(async |client| client.remove(id).await).await
         }
         ClusterCommand::Assign { named, role } => {
-            let member = named.find().await?;
-            Ok(named.asked.client()?.assign(member.id, (*role).into()).await?)
+            let id = named.find().await?.id;
+            named.asked.change(async |client| client.assign(id, (*role).into()).await).await
         }
         ClusterCommand::Transfer { asked, member } => {
             let to = match member {
@@ -161,9 +165,25 @@ async fn perform(command: &ClusterCommand) -> Result<()> {
 
 impl Asked {
     fn client(&self) -> Result<Client> {
-        let call_timeout = Duration::from_secs(self.timeout.max(1));
-        let options = Options { call_timeout, ..Options::default() };
+        let options = Options { call_timeout: self.timeout(), ..Options::default() };
         Ok(Client::new(self.server.server.iter().cloned(), options)?)
+    }
+
+    /// Asks for a change of the membership, again while another one is on its way.
+    async fn change(&self, ask: impl AsyncFn(&Client) -> Result<(), DriverError>) -> Result<()> {
+        let (client, deadline) = (self.client()?, Instant::now() + self.timeout());
+        loop {
+            match ask(&client).await {
+                Err(DriverError::Sqlite { code: code::BUSY, .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout.max(1))
     }
 
     /// All members; those that answer in time say how they describe themselves.
@@ -205,9 +225,8 @@ impl Named {
 async fn find(client: &Client, name: &str) -> Result<driver::NodeInfo> {
     let id: Option<u64> = name.parse().ok();
     let members = client.cluster().await?;
-    let named = |member: &driver::NodeInfo| {
-        id == Some(member.id) || member.address.to_string() == name
-    };
+    let named =
+        |member: &driver::NodeInfo| id == Some(member.id) || member.address.to_string() == name;
     let known: Vec<String> =
         members.iter().map(|member| format!("{} ({})", member.id, member.address)).collect();
     let known = known.join(", ");

@@ -186,7 +186,8 @@ impl Member {
             };
             let lag = if member.id == self.id { Some(&0) } else { lags.get(&member.id) };
             let answers = silence.is_some_and(|silence| silence <= READY_SILENCE_MAX);
-            let (failure_domain, weight) = descriptions.get(&member.id).copied().unwrap_or_default();
+            let (failure_domain, weight) =
+                descriptions.get(&member.id).copied().unwrap_or_default();
             Known {
                 id: member.id,
                 role: member.role,
@@ -237,7 +238,15 @@ impl Member {
         let votes = known.iter().any(|known| known.id == leaver && known.role == Role::Voter);
         let Some(heir) = replacement(leaver, &known).filter(|_| votes) else { return Ok(()) };
         self.core.assign(heir, Role::Voter, Turn::Wait).await?;
-        tracing::info!(node = heir, instead_of = leaver, "a member votes instead of one that stops");
-        if leaver == self.id { Ok(()) } else { self.core.assign(leaver, Role::Spare, Turn::Wait).await }
+        tracing::info!(
+            node = heir,
+            instead_of = leaver,
+            "a member votes instead of one that stops"
+        );
+        if leaver == self.id {
+            Ok(())
+        } else {
+            self.core.assign(leaver, Role::Spare, Turn::Wait).await
+        }
     }
 }

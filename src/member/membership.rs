@@ -200,9 +200,11 @@ impl Member {
                 let other = |leader: &Option<(NodeId, String)>| {
                     leader.as_ref().is_some_and(|(id, _)| *id != self.id)
                 };
-                let leader = leadership.wait_for(|now| other(&now.leader)).await.ok()?.leader.clone();
+                let leader =
+                    leadership.wait_for(|now| other(&now.leader)).await.ok()?.leader.clone();
                 let (id, address) = leader?;
-                let asked = self.network.call(id, &address, CALL_DESCRIBE, Bytes::new(), ANSWER_MAX);
+                let asked =
+                    self.network.call(id, &address, CALL_DESCRIBE, Bytes::new(), ANSWER_MAX);
                 let described = asked.await.ok().and_then(|bytes| decode_description(&bytes).ok());
                 if described.is_some_and(|described| described.leads) {
                     return Some((id, address));

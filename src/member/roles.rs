@@ -41,11 +41,7 @@ pub struct Targets {
 }
 
 /// The next change to make, if there is one.
-pub fn next_change(
-    leader: NodeId,
-    members: &[Known],
-    targets: Targets,
-) -> Option<(NodeId, Role)> {
+pub fn next_change(leader: NodeId, members: &[Known], targets: Targets) -> Option<(NodeId, Role)> {
     let voters = InRole::of(members, Role::Voter);
     let wanted = voters_wanted(members, targets);
     if voters.online.len() < wanted {
@@ -124,9 +120,7 @@ impl InRole {
 /// Of a failure domain without one in that role, the lightest.
 fn best_candidate(members: &[Known], from: &[Role], there: &InRole) -> Option<Known> {
     let candidates = members.iter().filter(|known| known.ready && from.contains(&known.role));
-    let key = |known: &&Known| {
-        (there.in_domain(known) > 0, known.weight, known.role, known.id)
-    };
+    let key = |known: &&Known| (there.in_domain(known) > 0, known.weight, known.role, known.id);
     candidates.min_by_key(key).copied()
 }
 

@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use crate::base::{Env, NodeId};
 use crate::log::Log;
-use crate::member::membership::{Admission, Past};
 use crate::member::Member;
+use crate::member::membership::{Admission, Past};
 use crate::raft::Core;
 use crate::raft::connection::Identity;
 use crate::raft::machine::applied_members;
@@ -82,7 +82,9 @@ impl Belonging {
                 Err(what) => {
                     if said != what {
                         match listed {
-                            true => tracing::info!(%what, "waiting for a leader that lists this node"),
+                            true => {
+                                tracing::info!(%what, "waiting for a leader that lists this node")
+                            }
                             false => tracing::info!(%what, "waiting to join"),
                         }
                         said = what;

@@ -265,7 +265,9 @@ fn identify(
         let id = match (config.id, config.bootstrap) {
             (Some(id), _) => id,
             (None, true) => 1,
-            (None, false) if config.wait || !config.join.is_empty() => (env.random.next_u64() >> 1).max(2),
+            (None, false) if config.wait || !config.join.is_empty() => {
+                (env.random.next_u64() >> 1).max(2)
+            }
             (None, false) => return wrong(NO_PURPOSE.to_owned()),
         };
         if !config.bootstrap && !config.wait && config.join.is_empty() {

@@ -21,8 +21,8 @@ use crate::pages::Store;
 
 use super::machine::Machine;
 use super::types::{
-    Command, Membership, Metrics, Outcome, Peer, RaftOf, ServerMetrics, TypeConfig, WriteResult, leading_term,
-    log_id,
+    Command, Membership, Metrics, Outcome, Peer, RaftOf, ServerMetrics, TypeConfig, WriteResult,
+    leading_term, log_id,
 };
 
 /// One wait for recovery.
@@ -175,7 +175,11 @@ impl Core {
         let metrics = self.metrics.borrow_watched();
         let Some(heartbeat) = &metrics.heartbeat else { return BTreeMap::new() };
         let age = |acked: &Option<_>| acked.as_ref().map(age_of);
-        heartbeat.iter().filter(|(id, _)| **id != self.id).map(|(id, acked)| (*id, age(acked))).collect()
+        heartbeat
+            .iter()
+            .filter(|(id, _)| **id != self.id)
+            .map(|(id, acked)| (*id, age(acked)))
+            .collect()
     }
 
     /// Waits until somebody else leads, the term changes, or the membership. `false` when the core

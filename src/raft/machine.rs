@@ -29,9 +29,9 @@ use crate::pages::store::{ApplyOutcome, Place};
 use crate::pages::{Catalog, PagesError, Part, Store};
 
 use super::command::{Decoded, decode};
+use super::core::members_of;
 use super::fields;
 use super::holds::PurgeHolds;
-use super::core::members_of;
 use super::membership::{put_stored_membership, read_stored_membership};
 use super::snapshot::{ReadySnapshot, SnapshotHandle};
 use super::types::{
