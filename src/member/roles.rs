@@ -84,7 +84,7 @@ pub fn replacement(leaver: NodeId, members: &[Known]) -> Option<NodeId> {
 fn voters_wanted(members: &[Known], targets: Targets) -> usize {
     let counted = |known: &&Known| known.online || known.role == Role::Voter;
     let most = members.iter().filter(counted).count().min(targets.voters);
-    if most % 2 == 0 { most.saturating_sub(1).max(1) } else { most }
+    if most.is_multiple_of(2) { most.saturating_sub(1).max(1) } else { most }
 }
 
 /// The members of one role.

@@ -122,7 +122,7 @@ impl Config {
 
     fn check_roles(&self) -> Check {
         let r = &self.roles;
-        if r.voters % 2 == 0 {
+        if r.voters.is_multiple_of(2) {
             return wrong(format!(
                 "roles.voters: it must be odd: {} voters bear no more losses than {}",
                 r.voters,
