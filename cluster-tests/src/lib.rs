@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use quire::driver::{self, Client};
+use quire::driver::{self, Client, NodeInfo};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -47,9 +47,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// `nodes` nodes with the default configuration.
+    /// `nodes` nodes with the default configuration, but that as many vote as can.
     pub fn new(nodes: usize) -> Options {
-        Options { nodes, flags: Vec::new(), environment: Vec::new() }
+        let options = Options { nodes, flags: Vec::new(), environment: Vec::new() };
+        match nodes {
+            0..=3 => options,
+            more => options.set("roles.voters", &odd(more).to_string()),
+        }
     }
 
     /// Gives every node this configuration file.
@@ -63,6 +67,11 @@ impl Options {
         self.flags.extend(["--set".to_owned(), format!("{key}={value}")]);
         self
     }
+}
+
+/// The largest odd number up to `count`: how many of so many members vote at most.
+fn odd(count: usize) -> usize {
+    (count - 1) / 2 * 2 + 1
 }
 
 /// A cluster that the tests of one file share: started by the first that asks for it, stopped when
@@ -105,6 +114,8 @@ struct Node {
     dir: PathBuf,
     child: Option<Child>,
     paused: bool,
+    /// More flags of this node alone.
+    flags: Vec<String>,
 }
 
 impl Cluster {
@@ -131,6 +142,7 @@ impl Cluster {
             dir: dir.path().join(id.to_string()),
             child: None,
             paused: false,
+            flags: Vec::new(),
         };
         let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect();
         let mut cluster = Cluster { options, dir: Some(dir), nodes, place: None };
@@ -231,16 +243,79 @@ impl Cluster {
         wait_for(&what, async || Ok(self.leader().await)).await
     }
 
-    /// Waits until all nodes agree on a leader, and all are voters in the leader's eyes.
+    /// Waits until all nodes agree on a leader, all are members, and as many vote as can.
     async fn wait_for_members(&self) -> Result<()> {
-        wait_for("all nodes to be voters", async || {
-            let Some(leader) = self.leader().await else { return Ok(None) };
-            let client = self.client()?.at(self.address(leader))?;
-            let members = client.cluster().await.unwrap_or_default();
+        let nodes = self.nodes.len();
+        wait_for("all nodes to be members, and voters", async || {
+            let members = self.members().await;
             let voters = members.iter().filter(|member| member.role == Some(0)).count();
-            Ok((voters == self.nodes.len()).then_some(()))
+            Ok((members.len() == nodes && voters == odd(nodes)).then_some(()))
         })
         .await
+    }
+
+    /// The members as the leader knows them; none where the nodes do not agree on one.
+    pub async fn members(&self) -> Vec<NodeInfo> {
+        let Some(leader) = self.leader().await else { return Vec::new() };
+        let Ok(client) = self.client() else { return Vec::new() };
+        let Ok(client) = client.at(self.address(leader)) else { return Vec::new() };
+        client.cluster().await.unwrap_or_default()
+    }
+
+    /// The roles of nodes 1, 2, ... as the leader knows them: `V` voter, `S` stand-by, `-` spare,
+    /// blank for one that is no member.
+    pub async fn roles(&self) -> String {
+        let members = self.members().await;
+        let letter = |node: &Node| {
+            let member = members.iter().find(|member| member.id == node.id as u64);
+            match member.and_then(|member| member.role) {
+                Some(0) => 'V',
+                Some(1) => 'S',
+                Some(_) => '-',
+                None => ' ',
+            }
+        };
+        let roles: String = self.nodes.iter().map(letter).collect();
+        roles.trim_end().to_owned()
+    }
+
+    /// Waits until the members have these roles, as [`Cluster::roles`] writes them.
+    pub async fn wait_for_roles(&self, roles: &str) -> Result<()> {
+        let mut seen = String::new();
+        let what = format!("the roles {roles:?}");
+        let waited = wait_for(&what, async || {
+            seen = self.roles().await;
+            Ok((seen == roles).then_some(()))
+        });
+        let waited = waited.await;
+        waited.with_context(|| format!("the roles are {seen:?}"))
+    }
+
+    /// Gives a new node a place: its id is the next one. It is not started.
+    pub fn prepare(&mut self) -> Result<usize> {
+        let id = self.nodes.len() + 1;
+        let dir = self.dir.as_ref().context("a cluster that runs")?.path().join(id.to_string());
+        let address = free_address()?;
+        self.nodes.push(Node { id, address, dir, child: None, paused: false, flags: Vec::new() });
+        Ok(id)
+    }
+
+    /// Starts a new node, which joins; its id is the next one.
+    pub fn grow(&mut self) -> Result<usize> {
+        let id = self.prepare()?;
+        self.restart(id)?;
+        Ok(id)
+    }
+
+    /// Gives a node another address, from its next start on.
+    pub fn readdress(&mut self, id: usize) -> Result<()> {
+        self.node_mut(id).address = free_address()?;
+        Ok(())
+    }
+
+    /// Gives a node more flags of `quire serve`, from its next start on.
+    pub fn flag(&mut self, id: usize, flags: &[&str]) {
+        self.node_mut(id).flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
     /// Sets a key of every node's configuration, from its next start on.
@@ -363,7 +438,7 @@ impl Node {
         } else {
             command.args(["--join", &others.join(",")]);
         }
-        command.args(&options.flags).envs(options.environment.iter().cloned());
+        command.args(&options.flags).args(&self.flags).envs(options.environment.iter().cloned());
         // The pipe: should this process be killed, its nodes stop by themselves.
         command.stdin(Stdio::piped()).stdout(duplicate(&log)?).stderr(duplicate(&log)?);
         self.child = Some(command.spawn().with_context(|| format!("node {}", self.id))?);
@@ -419,8 +494,9 @@ fn all_threads_stopped(pid: u32) -> Result<bool> {
 
 fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program()?);
-    let (name, rest) = arguments.split_first().context("no command")?;
-    command.arg(name).args(["--server", servers]).args(rest);
+    let names = if arguments.first() == Some(&"cluster") { 2 } else { 1 };
+    let (names, rest) = arguments.split_at_checked(names).context("no command")?;
+    command.args(names).args(["--server", servers]).args(rest);
     Ok(command.stdin(Stdio::null()).output()?)
 }
 
@@ -445,6 +521,12 @@ pub async fn wait_for<T>(
 pub async fn leader_known_to(address: &str) -> Option<String> {
     let answer = quire::cli::ask::leader(address, Duration::from_secs(2)).await;
     Some(answer.ok()??.address)
+}
+
+/// An address that nobody listens at.
+pub fn free_address() -> Result<String> {
+    let port = free_ports(1)?.pop().context("a free port")?;
+    Ok(format!("127.0.0.1:{port}"))
 }
 
 /// `count` ports that nobody listens on.

@@ -5,6 +5,62 @@ use std::fmt;
 /// A member of the cluster. Never 0; 1 bootstraps a cluster.
 pub type NodeId = u64;
 
+/// A member's part in the cluster. The numbers are those of the dqlite protocol, and are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Replicates and votes.
+    Voter,
+    /// Replicates, and is the first to become a voter.
+    Standby,
+    /// Replicates too, and becomes a voter or stand-by where there are too few of them.
+    #[default]
+    Spare,
+}
+
+impl Role {
+    /// Its number.
+    pub const fn code(self) -> u64 {
+        match self {
+            Role::Voter => 0,
+            Role::Standby => 1,
+            Role::Spare => 2,
+        }
+    }
+
+    /// The role of that number.
+    pub fn from_code(code: u64) -> Option<Role> {
+        [Role::Voter, Role::Standby, Role::Spare].into_iter().find(|role| role.code() == code)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Voter => "voter",
+            Role::Standby => "stand-by",
+            Role::Spare => "spare",
+        })
+    }
+}
+
+/// A member as the membership knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Its address.
+    pub address: String,
+    /// Its role; a voter also while it becomes one or ceases to be one.
+    pub role: Role,
+}
+
+impl MemberInfo {
+    /// Whether it votes.
+    pub fn votes(&self) -> bool {
+        self.role == Role::Voter
+    }
+}
+
 /// A database of this cluster: the log index of the entry that created it, so that a delta for a
 /// dropped database never hits its successor of the same name.
 pub type DatabaseId = u64;

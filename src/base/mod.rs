@@ -6,6 +6,7 @@
 //! *Invariant*: outside this module nobody reads the machine's clock, draws randomness or starts
 //! a thread; a test (and the simulation) passes in its own [`Env`].
 
+pub mod address;
 pub mod exec;
 pub mod ids;
 pub mod limits;
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 pub use exec::{Executor, Lane};
-pub use ids::{DatabaseId, DatabaseName, DeltaId, NodeId, RequestId};
+pub use ids::{DatabaseId, DatabaseName, DeltaId, MemberInfo, NodeId, RequestId, Role};
 
 /// What the holder of an error should do about it. Each layer's error enum answers its `fate()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,7 +71,7 @@ pub struct NodeArgs {
     /// Data directory
     #[arg(long, value_name = "DIR")]
     pub dir: Option<String>,
-    /// This node's id; 1 founds a cluster, and a node that joins without one is given one
+    /// This node's id; without one the node that founds a cluster is 1, and others are given one
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(..=ID_MAX))]
     pub id: Option<u64>,
     /// Where to listen, and what the others are told: host:port, the path of a Unix socket, @name
@@ -83,6 +83,15 @@ pub struct NodeArgs {
     /// Found a cluster if the data directory is empty
     #[arg(long)]
     pub bootstrap: bool,
+    /// Wait until a client adds this node to a cluster, if the data directory is empty
+    #[arg(long)]
+    pub wait: bool,
+    /// What this node shares with others that fail together with it, as a number
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(0..))]
+    pub failure_domain: Option<i64>,
+    /// The higher, the less this node is wanted as a voter
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(0..))]
+    pub weight: Option<i64>,
     /// Allow plain text on the network
     #[arg(long)]
     pub insecure: bool,
@@ -126,6 +135,15 @@ impl NodeArgs {
         }
         if self.bootstrap {
             flags.push(Override::new("--bootstrap", "bootstrap", true));
+        }
+        if self.wait {
+            flags.push(Override::new("--wait", "wait", true));
+        }
+        if let Some(domain) = self.failure_domain {
+            flags.push(Override::new("--failure-domain", "member.failure_domain", domain));
+        }
+        if let Some(weight) = self.weight {
+            flags.push(Override::new("--weight", "member.weight", weight));
         }
         if self.insecure {
             flags.push(Override::new("--insecure", "insecure", true));

@@ -9,6 +9,7 @@
 mod args;
 pub mod ask;
 mod bench;
+mod cluster;
 mod config;
 mod digest;
 mod dump;
@@ -46,6 +47,9 @@ enum Command {
     Up(up::UpArgs),
     /// Run SQL: a shell, one statement, or a script
     Sql(shell::SqlArgs),
+    /// List, add, remove and change the members of a cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Compare the members' copies of a database
     Digest(digest::DigestArgs),
     /// Copy a database out as a SQLite file
@@ -94,6 +98,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Sql(args) => return sql(args, log),
         Command::Serve(args) => serve::run(&args, log)?,
         Command::Up(args) => up::run(&args, log)?,
+        Command::Cluster(command) => cluster::run(&command, log)?,
         Command::Digest(args) => digest::run(&args, log)?,
         Command::Dump(args) => dump::run(&args, log)?,
         Command::Bench(args) => bench::run(&args, log)?,

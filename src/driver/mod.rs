@@ -82,6 +82,7 @@ pub use typed::Row;
 pub use crate::wire::response::{Digest, Status};
 pub use crate::wire::{NodeInfo, ReadLevel, Text, Value};
 
+
 use crate::base::{Env, Randomness};
 use crate::wire::{Request, Response};
 use call::{Call, Effect, Op, Target, unexpected};
@@ -157,6 +158,15 @@ pub struct Leader {
     pub id: u64,
     /// Its address.
     pub address: String,
+}
+
+/// How a member describes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// What it shares with others that fail together with it.
+    pub failure_domain: u64,
+    /// The higher, the less it is wanted as a voter.
+    pub weight: u64,
 }
 
 impl Client {
@@ -244,6 +254,43 @@ impl Client {
     /// Whether there is a leader that answers (or whether the one member does).
     pub async fn ping(&self) -> Result<(), DriverError> {
         self.leader().await.map(drop)
+    }
+
+    /// Adds a member, as a spare. There need not be a node yet.
+    pub async fn add(&self, id: u64, address: &str) -> Result<(), DriverError> {
+        self.request(Request::Add { id, address: address.into() }).await.map(drop)
+    }
+
+    /// Gives a member a role. One that is to vote is caught up first, which may take long: see
+    /// [`Options::call_timeout`].
+    pub async fn assign(&self, id: u64, role: Role) -> Result<(), DriverError> {
+        self.request(Request::Assign { id, role: Some(role.code()) }).await.map(drop)
+    }
+
+    /// Removes a member.
+    pub async fn remove(&self, id: u64) -> Result<(), DriverError> {
+        self.request(Request::Remove { id }).await.map(drop)
+    }
+
+    /// Hands leadership to the voter `to`, or to any.
+    pub async fn transfer(&self, to: Option<u64>) -> Result<(), DriverError> {
+        self.request(Request::Transfer { id: to.unwrap_or(0) }).await.map(drop)
+    }
+
+    /// How the leader, or the one member that this client is of, describes itself: its failure
+    /// domain and its weight.
+    pub async fn describe(&self) -> Result<Description, DriverError> {
+        match self.request(Request::Describe { format: 0 }).await? {
+            Response::Metadata { failure_domain, weight } => {
+                Ok(Description { failure_domain, weight })
+            }
+            _ => Err(unexpected("no description")),
+        }
+    }
+
+    /// Sets the weight of the leader, or of the one member that this client is of, until it stops.
+    pub async fn set_weight(&self, weight: u64) -> Result<(), DriverError> {
+        self.request(Request::Weight { weight }).await.map(drop)
     }
 
     /// The digest of a database on the leader, or on the one member that this client is of.

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use sqlite::SqliteStore;
 pub use yaml::YamlStore;
 
-pub use crate::wire::request::Role;
+pub use crate::base::Role;
 
 /// How many servers a store holds at most.
 pub const SERVERS_MAX: usize = 64;

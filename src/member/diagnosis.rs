@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::base::NodeId;
+use crate::base::{MemberInfo, NodeId, Role};
 use crate::base::quorum::{self, Voice};
 use crate::raft::CoreView;
 use crate::raft::calls::CallError;
@@ -67,8 +67,8 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Its address.
     pub address: String,
-    /// Whether it votes.
-    pub votes: bool,
+    /// Its role.
+    pub role: Role,
     /// How long ago it last answered a question of this module; `None` if it never did.
     pub answered: Option<Duration>,
     /// What happened when it was last asked in vain.
@@ -106,12 +106,12 @@ impl Member {
         };
         let why = self.is_leaderless(&view).then(|| self.why(&view));
         let contacts = self.diagnosis.contacts.lock();
-        let member = |(id, address, votes): (NodeId, String, bool)| {
+        let member = |MemberInfo { id, address, role }| {
             let contact = contacts.get(&id);
             let answered = contact.and_then(|contact| contact.answered).map(|at| at.elapsed());
             let answered = if id == self.id { Some(Duration::ZERO) } else { answered };
             let trouble = contact.and_then(|contact| contact.trouble.clone());
-            MemberStatus { id, address, votes, answered, trouble }
+            MemberStatus { id, address, role, answered, trouble }
         };
         let members = view.members.into_iter().map(member).collect();
         ClusterStatus { term: view.term, leader, heard, members, why }
@@ -125,7 +125,7 @@ impl Member {
             return false;
         }
         if view.leads {
-            let alone = view.members.iter().filter(|(_, _, votes)| *votes).count() <= 1;
+            let alone = view.members.iter().filter(|member| member.votes()).count() <= 1;
             return !alone && self.core.quorum_age(view.term).is_none_or(|age| age > silence);
         }
         let heard = *self.diagnosis.heard.lock();
@@ -143,8 +143,8 @@ impl Member {
         let voters: Vec<(String, Voice)> = view
             .members
             .iter()
-            .filter(|(_, _, votes)| *votes)
-            .map(|(id, address, _)| (address.clone(), voice(id)))
+            .filter(|member| member.votes())
+            .map(|member| (member.address.clone(), voice(&member.id)))
             .collect();
         if voters.is_empty() {
             return "no leader: this node belongs to no cluster yet".to_owned();
@@ -154,15 +154,15 @@ impl Member {
 
     /// Asks all other members at once whether they are there.
     async fn ask_around(&self, view: &CoreView) {
-        let others = view.members.iter().filter(|(id, _, _)| *id != self.id);
-        let ask = others.map(|(id, address, _)| async move {
+        let others = view.members.iter().filter(|member| member.id != self.id);
+        let ask = others.map(|MemberInfo { id, address, .. }| async move {
             let asked = self.network.call(*id, address, CALL_THERE, Bytes::new(), ASK_EVERY);
             (*id, trouble(address, asked.await.err()))
         });
         let answers = futures::future::join_all(ask).await;
         let mut contacts = self.diagnosis.contacts.lock();
         // Nothing of who is no member any more.
-        contacts.retain(|id, _| view.members.iter().any(|(member, _, _)| member == id));
+        contacts.retain(|id, _| view.members.iter().any(|member| member.id == *id));
         for (id, trouble) in answers {
             let answered = match trouble {
                 None => Some(Instant::now()),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::base::NodeId;
+use crate::base::{MemberInfo, NodeId};
 use crate::raft::{Core, CoreView};
 
 use super::Member;
@@ -26,8 +26,8 @@ pub struct Leadership {
     pub leader: Option<(NodeId, String)>,
     /// The term in which this node may execute writes.
     pub open_term: Option<u64>,
-    /// Members: id, address, whether it votes.
-    pub members: Vec<(NodeId, String, bool)>,
+    /// Who is a member.
+    pub members: Vec<MemberInfo>,
 }
 
 /// Starts the task that follows the core.
@@ -37,6 +37,7 @@ pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
         let mut core = member.core.clone();
         loop {
             let view = core.view();
+            member.network.learn(&view.members);
             if view.fatal.is_some() {
                 return member.end(&view);
             }

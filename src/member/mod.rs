@@ -8,6 +8,8 @@
 //! | `read` | quorum rounds and the lease |
 //! | `room` | whether the disks have room for writes |
 //! | `lead` | what happens when leadership comes and goes |
+//! | [`membership`] | members that come, go and change, on somebody's word |
+//! | [`roles`], `keeper` | which member should change its role next; what changes it |
 //! | [`repair`] | a damaged copy: standing down, repairing it from another member |
 //! | [`diagnosis`] | why there is no leader |
 //! | [`database`] | one database's slot, executor and pool of readers |
@@ -18,16 +20,19 @@
 
 pub mod database;
 pub mod diagnosis;
+mod keeper;
 mod lead;
+pub mod membership;
 mod propose;
 mod read;
 pub mod repair;
+pub mod roles;
 mod room;
 pub mod session;
 pub mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -43,6 +48,7 @@ use crate::raft::{Command, Core, WriteFailure};
 use crate::sqlite::{SqlError, TempSpace};
 
 use database::Database;
+pub use keeper::RoleOptions;
 pub use lead::Leadership;
 pub use session::{ReadLevel, Session};
 
@@ -68,6 +74,12 @@ pub struct MemberOptions {
     pub lease: Duration,
     /// How long a commit or a quorum round may take before its outcome is unknown.
     pub commit_timeout: Duration,
+    /// How roles are kept.
+    pub roles: RoleOptions,
+    /// What this node shares with others that fail together with it.
+    pub failure_domain: u64,
+    /// The higher, the less this node is wanted as a voter.
+    pub weight: u64,
 }
 
 /// Why a request failed.
@@ -193,6 +205,10 @@ pub struct Member {
     reads: read::Rounds,
     repairs: repair::Repairs,
     diagnosis: diagnosis::Diagnosis,
+    keeper: keeper::Keeper,
+    weight: AtomicU64,
+    /// The leader says that this node is no member any more.
+    removed: AtomicBool,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -222,6 +238,7 @@ impl Member {
     /// Puts a member together; its tasks run on the runtime that this is called from.
     pub fn start(parts: MemberParts) -> Arc<Member> {
         let MemberParts { id, env, core, log, network, catalog, space, options, disturbed } = parts;
+        let weight = AtomicU64::new(options.weight);
         let member = Arc::new(Member {
             id,
             env,
@@ -242,6 +259,9 @@ impl Member {
             reads: read::Rounds::default(),
             repairs: repair::Repairs::default(),
             diagnosis: diagnosis::Diagnosis::default(),
+            keeper: keeper::Keeper::default(),
+            weight,
+            removed: AtomicBool::new(false),
             tasks: Mutex::default(),
         });
         let [proposer, outcomes] = propose::spawn_proposer(&member);
@@ -250,8 +270,8 @@ impl Member {
         let reads = read::spawn_rounds(&member);
         let tasks = [lead::spawn(&member), proposer, outcomes, reads, recovery, room];
         member.tasks.lock().extend(tasks);
-        member.tasks.lock().push(repair::spawn(&member));
-        member.tasks.lock().push(diagnosis::spawn(&member));
+        let others = [repair::spawn(&member), keeper::spawn(&member), diagnosis::spawn(&member)];
+        member.tasks.lock().extend(others);
         member
     }
 

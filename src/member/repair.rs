@@ -18,7 +18,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::base::{DatabaseId, NodeId, limits};
+use crate::base::{DatabaseId, MemberInfo, NodeId, limits};
 use crate::codec::Reader;
 use crate::pages::Store;
 use crate::pages::incoming::{Incoming, Ready, Scope};
@@ -257,7 +257,7 @@ impl Member {
     /// Whether there is no other member that votes.
     fn alone(&self) -> bool {
         let members = self.core.view().members;
-        !members.iter().any(|(id, _, votes)| *id != self.id && *votes)
+        !members.iter().any(|member| member.id != self.id && member.votes())
     }
 
     /// Hands leadership to `to` and waits until another member leads.
@@ -279,9 +279,9 @@ impl Member {
         let mut why = "there is no other member to repair it from".to_owned();
         let leader = self.core.view().leader.map(|(id, _)| id);
         let mut members = self.core.view().members;
-        members.retain(|(id, _, _)| *id != self.id);
-        members.sort_by_key(|(id, _, _)| Some(*id) != leader);
-        for (id, address, _) in members {
+        members.retain(|member| member.id != self.id);
+        members.sort_by_key(|member| Some(member.id) != leader);
+        for MemberInfo { id, address, .. } in members {
             match self.repair_from(store, id, address).await {
                 Ok(repaired) => return self.readmit(&repaired).await,
                 Err(error) => why = format!("member {id}: {error}"),

@@ -1,4 +1,4 @@
-//! What nodes ask each other beyond consensus: to join, and for a read index.
+//! What nodes ask each other beyond consensus: to join, to change a member, for a read index.
 //!
 //! *Invariant*: a call changes something only on the leader.
 
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::base::NodeId;
 use crate::codec::{Malformed, Reader};
 use crate::disk::{Disk, Room};
+use crate::member::membership::{self, Admission, Past};
 use crate::member::{Member, diagnosis, repair};
 use crate::raft::messages::Refusal;
 use crate::raft::peers::PeerHooks;
@@ -20,42 +21,75 @@ use crate::raft::view::IncomingSink;
 
 use super::identity::StoredIdentity;
 
-/// A node asks to be a member.
+/// A node asks to be a member, or whether it still is one, at its address.
 pub const JOIN: u8 = 1;
 
-const DONE: u8 = 0;
+const MEMBER: u8 = 0;
 const ASK_LEADER: u8 = 1;
+const REMOVED: u8 = 2;
+const REFUSED: u8 = 3;
 
-/// The body of [`JOIN`]. `fresh`: the node has neither log nor vote.
-pub fn encode_join(id: NodeId, fresh: bool, address: &str) -> Bytes {
+/// The body of [`JOIN`].
+pub fn encode_join(id: NodeId, past: Past, address: &str) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(id);
-    out.put_u8(u8::from(fresh));
+    out.put_u8(match past {
+        Past::Unknown => 0,
+        Past::Fresh => 1,
+        Past::Member => 2,
+    });
     out.put_slice(address.as_bytes());
     out.freeze()
 }
 
+fn decode_join(body: &[u8]) -> Result<(NodeId, Past, &str), Malformed> {
+    let mut reader = Reader::new(body);
+    let id = reader.u64()?;
+    let past = match reader.u8()? {
+        0 => Past::Unknown,
+        1 => Past::Fresh,
+        2 => Past::Member,
+        _ => return Err(MALFORMED),
+    };
+    let address = std::str::from_utf8(reader.rest()).map_err(|_| MALFORMED)?;
+    Ok((id, past, address))
+}
+
+const MALFORMED: Malformed = Malformed { offset: 0, what: "a join" };
+
 /// What came of a [`JOIN`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Joined {
-    /// The node is a member.
-    Done,
+    /// The leader says so.
+    Answered(Admission),
     /// The leader is elsewhere; nothing when nobody is known to lead.
     AskLeader(String),
+}
+
+fn encode_joined(joined: &Joined) -> Bytes {
+    let (kind, text) = match joined {
+        Joined::Answered(Admission::Member) => (MEMBER, ""),
+        Joined::Answered(Admission::Removed) => (REMOVED, ""),
+        Joined::Answered(Admission::Refused(why)) => (REFUSED, why.as_str()),
+        Joined::AskLeader(leader) => (ASK_LEADER, leader.as_str()),
+    };
+    let mut out = vec![kind];
+    out.extend(text.as_bytes());
+    out.into()
 }
 
 /// Reads the answer to [`JOIN`].
 pub fn decode_joined(bytes: &[u8]) -> Result<Joined, Malformed> {
     let mut reader = Reader::new(bytes);
-    let malformed = Malformed { offset: 0, what: "an answer to a join" };
-    match reader.u8()? {
-        DONE => Ok(Joined::Done),
-        ASK_LEADER => {
-            let address = std::str::from_utf8(reader.rest()).map_err(|_| malformed)?;
-            Ok(Joined::AskLeader(address.to_owned()))
-        }
-        _ => Err(malformed),
-    }
+    let kind = reader.u8()?;
+    let text = std::str::from_utf8(reader.rest()).map_err(|_| MALFORMED)?.to_owned();
+    Ok(match kind {
+        MEMBER => Joined::Answered(Admission::Member),
+        REMOVED => Joined::Answered(Admission::Removed),
+        REFUSED => Joined::Answered(Admission::Refused(text)),
+        ASK_LEADER => Joined::AskLeader(text),
+        _ => return Err(MALFORMED),
+    })
 }
 
 /// The answering side.
@@ -92,7 +126,9 @@ impl PeerHooks for Hooks {
                 return Err(Refusal("this node is starting".to_owned()));
             };
             match kind {
-                JOIN => join(&member, &body).await,
+                JOIN => join(&member, from, &body).await,
+                membership::CALL_DESCRIBE => Ok(member.answer_describe()),
+                membership::CALL_CHANGE => member.answer_change(from, &body).await,
                 crate::member::CALL_READ_INDEX => {
                     let index = member.confirm_by_quorum().await;
                     let index = index.map_err(|failure| Refusal(failure.to_string()))?;
@@ -135,37 +171,21 @@ impl PeerHooks for Hooks {
     }
 }
 
-async fn join(member: &Arc<Member>, body: &[u8]) -> Result<Bytes, Refusal> {
-    let refuse = |what: String| Refusal(what);
-    let mut reader = Reader::new(body);
-    let id = reader.u64().map_err(|error| refuse(error.to_string()))?;
-    let fresh = reader.u8().map_err(|error| refuse(error.to_string()))? != 0;
-    let address = std::str::from_utf8(reader.rest())
-        .map_err(|_| refuse("an address that is not text".to_owned()))?;
+async fn join(member: &Arc<Member>, from: NodeId, body: &[u8]) -> Result<Bytes, Refusal> {
+    let (id, past, address) = decode_join(body).map_err(|error| Refusal(error.to_string()))?;
+    if id != from {
+        return Err(Refusal(format!("node {from} asks for node {id}")));
+    }
+    if past != Past::Fresh {
+        // Dialed there from now on, by whoever hears it: all may have moved at once.
+        member.note_moved(id, address);
+    }
     let leadership = member.leadership();
-    if leadership.open_term.is_none() {
-        let mut out = vec![ASK_LEADER];
-        out.extend(leadership.leader.unwrap_or_default().1.as_bytes());
-        return Ok(out.into());
-    }
-    if let Some((_, theirs, votes)) = leadership.members.iter().find(|(of, _, _)| *of == id) {
-        if theirs != address {
-            let what = format!("node {id} is a member at {theirs} already");
-            return Err(refuse(what));
-        }
-        if *votes && fresh {
-            // It had caught up before it was let vote: what it acknowledged and voted is lost.
-            let what = "has voted in this cluster, and its data directory is empty: restore the \
-                        directory, or start the node with another --id";
-            return Err(refuse(format!("node {id} {what}")));
-        }
-        if *votes {
-            return Ok(Bytes::from_static(&[DONE]));
-        }
-    }
-    member.core().add_voter(id, address).await.map_err(refuse)?;
-    tracing::info!(node = id, address, "a node has joined and votes");
-    Ok(Bytes::from_static(&[DONE]))
+    let joined = match leadership.open_term {
+        Some(_) => Joined::Answered(member.admit_node(id, past, address).await),
+        None => Joined::AskLeader(leadership.leader.unwrap_or_default().1),
+    };
+    Ok(encode_joined(&joined))
 }
 
 #[cfg(test)]
@@ -175,9 +195,19 @@ mod tests {
     /// The bytes that docs/format.md draws.
     #[test]
     fn the_bytes_are_the_drawn_ones() {
-        assert_eq!(encode_join(7, true, "a:1"), &b"\x07\0\0\0\0\0\0\0\x01a:1"[..]);
-        assert_eq!(decode_joined(&[0]), Ok(Joined::Done));
-        assert_eq!(decode_joined(b"\x01b:2"), Ok(Joined::AskLeader("b:2".to_owned())));
-        assert!(decode_joined(&[]).is_err() && decode_joined(&[2]).is_err());
+        assert_eq!(encode_join(7, Past::Fresh, "a:1"), &b"\x07\0\0\0\0\0\0\0\x01a:1"[..]);
+        for past in [Past::Unknown, Past::Fresh, Past::Member] {
+            assert_eq!(decode_join(&encode_join(7, past, "a:1")), Ok((7, past, "a:1")));
+        }
+        for (bytes, joined) in [
+            (&b"\0"[..], Joined::Answered(Admission::Member)),
+            (b"\x01b:2", Joined::AskLeader("b:2".to_owned())),
+            (b"\x02", Joined::Answered(Admission::Removed)),
+            (b"\x03no", Joined::Answered(Admission::Refused("no".to_owned()))),
+        ] {
+            assert_eq!(encode_joined(&joined), bytes);
+            assert_eq!(decode_joined(bytes), Ok(joined));
+        }
+        assert!(decode_joined(&[]).is_err() && decode_joined(&[4]).is_err());
     }
 }

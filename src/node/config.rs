@@ -31,8 +31,8 @@ pub use layers::Override;
 pub struct Config {
     /// Where the node keeps everything. Created when it does not exist. Default `data`.
     pub data_dir: PathBuf,
-    /// The node's id in the cluster; in text, 0 stands for none. The node that bootstraps is 1;
-    /// one that joins without an id is given one; a node that has been a member before knows its
+    /// The node's id in the cluster; in text, 0 stands for none. The node that bootstraps is 1
+    /// where it is given none; one that joins without an id is given one; a node that has been a member before knows its
     /// own, and one given here must be the same. Default none.
     #[serde(with = "text::id")]
     pub id: Option<NodeId>,
@@ -43,18 +43,52 @@ pub struct Config {
     /// Addresses of members of the cluster to join, any of them. Ignored once this node is a
     /// member. Default none.
     pub join: Vec<String>,
-    /// Whether a node with an empty data directory founds a cluster of its own (as node 1).
+    /// Whether a node with an empty data directory founds a cluster of its own.
     /// Does nothing once the node is a member. Default false.
     pub bootstrap: bool,
+    /// Whether a node with an empty data directory waits until a client adds it to a cluster (the
+    /// request Add). Does nothing once the node is a member. Default false.
+    pub wait: bool,
     /// Whether plain text may leave this machine: an address off loopback is refused without it.
     /// Default false.
     pub insecure: bool,
+    /// What the other members are told of this one.
+    pub member: Member,
+    /// Who has which role in the cluster.
+    pub roles: Roles,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// How much there may be of things.
     pub limits: Limits,
     /// What is logged, and how.
     pub log: Log,
+}
+
+/// What the other members are told of this one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Member {
+    /// What this node shares with others that fail together with it (a rack, a zone), as a
+    /// number; voters are spread over them. Default 0.
+    pub failure_domain: u64,
+    /// The higher, the less this node is wanted as a voter. Default 0.
+    pub weight: u64,
+}
+
+/// Who has which role in the cluster. The leader goes by its own; give all nodes the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Roles {
+    /// Whether the leader keeps the roles as below. Without it a role changes only on request,
+    /// and a node that joins stays a spare. Default true.
+    pub automatic: bool,
+    /// How many voters there should be: an odd number. Default 3.
+    pub voters: u32,
+    /// How many stand-bys. Default 3.
+    pub standbys: u32,
+    /// A member that has not answered for so long loses its role to another one. Default 30 s.
+    #[serde(with = "text::duration")]
+    pub offline_after: Duration,
 }
 
 /// How long things may take.
@@ -180,11 +214,20 @@ impl Default for Config {
             address: "127.0.0.1:9001".to_owned(),
             join: Vec::new(),
             bootstrap: false,
+            wait: false,
             insecure: false,
+            member: Member::default(),
+            roles: Roles::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             log: Log::default(),
         }
+    }
+}
+
+impl Default for Roles {
+    fn default() -> Roles {
+        Roles { automatic: true, voters: 3, standbys: 3, offline_after: Duration::from_secs(30) }
     }
 }
 

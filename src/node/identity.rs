@@ -1,5 +1,5 @@
-//! Who a node is: `node.toml` in its data directory, written when it founds or joins a cluster
-//! and never changed afterwards.
+//! Who a node is: `node.toml` in its data directory. Id and cluster are written when it founds or
+//! joins a cluster and never changed afterwards; the address is that of its last start.
 //!
 //! *Invariant*: a data directory serves one node of one cluster, for ever.
 
@@ -27,7 +27,7 @@ pub struct StoredIdentity {
     pub id: NodeId,
     /// The cluster's id, 16 hexadecimal digits; absent until the node belongs to one.
     pub cluster: Option<String>,
-    /// The address that stands in the membership.
+    /// The address at which the node last started.
     pub address: String,
 }
 

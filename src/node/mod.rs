@@ -4,27 +4,29 @@
 //! The order of a start: bind the address (an address in use must leave no trace), lock the
 //! directory, recover the log, open the databases where their checkpoint left them, build
 //! consensus (which applies the rest of the log), start the member, run consensus, accept
-//! connections; then found a cluster or join one, if this node belongs to none.
+//! connections; then found a cluster or join one, if this node belongs to none ([`belonging`]).
 //!
 //! *Invariant*: nothing is written before the configuration is found good and the address is
 //! bound; no connection is accepted before the state of before is applied.
 
+mod belonging;
 mod calls;
 mod checkpoints;
 pub mod config;
 mod identity;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use crate::base::{Env, NodeId, limits};
+use crate::base::{Env, limits};
 use crate::disk::{Disk, RealDisk};
 use crate::log::{Log, LogOptions};
-use crate::member::{Member, MemberOptions, MemberParts};
+use crate::member::roles::Targets;
+use crate::member::{Member, MemberOptions, MemberParts, RoleOptions};
 use crate::pages::Catalog;
 use crate::raft::config::{Timeouts, raft_config};
 use crate::raft::connection::{ConnectError, Dialer, Identity, connect};
@@ -40,10 +42,14 @@ use crate::server::listen::{AnyDialer, Doors};
 use crate::server::{self, Listener};
 use crate::sqlite::TempSpace;
 
-use calls::{Hooks, Joined};
+use belonging::Belonging;
+use calls::Hooks;
 use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
+
+/// A graceful stop hands its vote to another member within this time.
+const LEAVE_MAX: Duration = Duration::from_secs(3);
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -180,11 +186,16 @@ impl Node {
                 stopping.subscribe(),
             )),
         ];
-        let votes = core.view().members.iter().any(|(id, _, votes)| *id == stored.id && *votes);
-        if fresh || !votes {
-            let entry = Entry { stored: &stored, fresh, hooks: &hooks, identity: &identity };
-            tasks.extend(entry.enter(&config, &core, &network, &env).await?);
-        }
+        belonging::found(&config, &core, &hooks, &identity, &env).await?;
+        let belonging = Belonging {
+            id: stored.id,
+            address: config.address,
+            join: config.join,
+            member: member.clone(),
+            network,
+            log: log.clone(),
+        };
+        tasks.push(tokio::spawn(belonging.keep(stopping.subscribe())));
         Ok(Node { member, log, disk, stopping, tasks })
     }
 
@@ -199,7 +210,7 @@ impl Node {
         self.disk.set_budget(bytes_max);
     }
 
-    /// Stops it: hands leadership over, closes the doors, ends consensus.
+    /// Stops it: hands leadership and role over, closes the doors, ends consensus.
     pub async fn stop(self) {
         self.hand_over().await;
         self.stop_with_cluster().await;
@@ -215,15 +226,13 @@ impl Node {
         self.log.stop();
     }
 
-    /// Hands leadership to another voter, if this node leads and there is one.
+    /// Hands leadership to another voter and the vote to another member, where there is one.
     async fn hand_over(&self) {
-        if self.member.leading_term().is_err() {
-            return;
+        let handed = tokio::time::timeout(limits::HANDOVER_AT_STOP_MAX, self.member.leave_leadership());
+        if handed.await.is_err() {
+            tracing::warn!("leadership was not taken over in time; stopping all the same");
         }
-        let Some(to) = self.member.core().successor() else { return };
-        if !self.member.hand_over(to, limits::HANDOVER_AT_STOP_MAX).await {
-            tracing::warn!(to, "leadership was not taken over in time; stopping all the same");
-        }
+        self.member.leave_role(LEAVE_MAX).await;
     }
 
     /// Waits until the node cannot go on, and says why.
@@ -233,12 +242,13 @@ impl Node {
 }
 
 /// A node that belongs to no cluster must be told how to come to one.
-const NO_PURPOSE: &str = "the data directory is new: say --bootstrap to found a cluster or --join \
-                          ADDRESS to join one";
+const NO_PURPOSE: &str = "the data directory is new: say --bootstrap to found a cluster, --join \
+                          ADDRESS to join one, or --wait to be added to one";
 
 fn open_directory(config: &Config) -> Result<Arc<dyn Disk>, NodeError> {
     let path = config.data_dir.display();
-    if !config.bootstrap && config.join.is_empty() && !config.data_dir.exists() {
+    let purpose = config.bootstrap || config.wait || !config.join.is_empty();
+    if !purpose && !config.data_dir.exists() {
         return Err(NodeError::Configuration(NO_PURPOSE.to_owned()));
     }
     let disk = RealDisk::open(&config.data_dir).map_err(|error| match error.kind() {
@@ -281,10 +291,12 @@ fn identify(
         let id = match (config.id, config.bootstrap) {
             (Some(id), _) => id,
             (None, true) => 1,
-            (None, false) if !config.join.is_empty() => (env.random.next_u64() >> 1).max(2),
+            (None, false) if config.wait || !config.join.is_empty() => {
+                (env.random.next_u64() >> 1).max(2)
+            }
             (None, false) => return wrong(NO_PURPOSE.to_owned()),
         };
-        if !config.bootstrap && config.join.is_empty() {
+        if !config.bootstrap && !config.wait && config.join.is_empty() {
             return wrong(NO_PURPOSE.to_owned());
         }
         return Ok(StoredIdentity::new(id, &config.address));
@@ -295,11 +307,16 @@ fn identify(
              --id out",
             known.id
         )),
-        _ if config.address != known.address => wrong(format!(
-            "this node is a member at {}, not {}: start it with --address {}",
+        _ if config.address == known.address => Ok(known),
+        _ if known.cluster.is_none() && config.join.is_empty() => wrong(format!(
+            "this node was started at {} and has met no cluster that it could tell of {}: say \
+             --join ADDRESS, or start it with --address {}",
             known.address, config.address, known.address
         )),
-        _ => Ok(known),
+        _ => {
+            tracing::info!(before = known.address, now = config.address, "this node has moved");
+            Ok(StoredIdentity { address: config.address.clone(), ..known })
+        }
     }
 }
 
@@ -377,6 +394,16 @@ fn member_options(config: &Config, timeouts: &Timeouts) -> MemberOptions {
         // A tenth is left for clocks that drift.
         lease: timeouts.lease() * 9 / 10,
         commit_timeout: limits::COMMIT_TIMEOUT,
+        roles: RoleOptions {
+            automatic: config.roles.automatic,
+            targets: Targets {
+                voters: usize::try_from(config.roles.voters).unwrap_or(usize::MAX),
+                standbys: usize::try_from(config.roles.standbys).unwrap_or(usize::MAX),
+            },
+            offline_after: config.roles.offline_after,
+        },
+        failure_domain: config.member.failure_domain,
+        weight: config.member.weight,
     }
 }
 
@@ -395,71 +422,4 @@ async fn build(
         Raft::build(stored.id, Arc::new(config), network.clone(), store, machine.clone()).await;
     let raft = built.map_err(|error| NodeError::Failed(format!("consensus: {error}")))?;
     Ok(Core::new(stored.id, raft))
-}
-
-/// A node that does not vote yet.
-struct Entry<'a> {
-    stored: &'a StoredIdentity,
-    /// It has neither log nor vote.
-    fresh: bool,
-    hooks: &'a Arc<Hooks>,
-    identity: &'a Arc<Identity>,
-}
-
-impl Entry<'_> {
-    /// Founds a cluster, or begins to join one.
-    async fn enter(
-        &self,
-        config: &Config,
-        core: &Core,
-        network: &Network,
-        env: &Env,
-    ) -> Result<Option<JoinHandle<()>>, NodeError> {
-        use crate::raft::peers::PeerHooks as _;
-        if config.bootstrap && config.join.is_empty() {
-            if self.identity.cluster() == 0 {
-                let cluster = env.random.next_u64().max(1);
-                self.hooks.join_cluster(cluster).map_err(failed("node.toml"))?;
-                self.identity.join(cluster);
-            }
-            core.bootstrap(&config.address).await.map_err(NodeError::Failed)?;
-            return Ok(None);
-        }
-        if config.join.is_empty() {
-            return Ok(None);
-        }
-        let body = calls::encode_join(self.stored.id, self.fresh, &config.address);
-        let (network, addresses) = (network.clone(), config.join.clone());
-        Ok(Some(tokio::spawn(join(network, addresses, self.stored.id, body))))
-    }
-}
-
-/// Asks the addresses in turn, and the leader that they name, until this node is a member.
-async fn join(network: Network, addresses: Vec<String>, id: NodeId, body: Bytes) {
-    let mut said = String::new();
-    loop {
-        let mut ask = addresses.clone();
-        while let Some(next) = ask.pop() {
-            let answer =
-                network.call_address(&next, calls::JOIN, body.clone(), limits::JOIN_TIMEOUT).await;
-            let what = match answer.as_deref().map(calls::decode_joined) {
-                Ok(Ok(Joined::Done)) => {
-                    tracing::info!(node = id, "this node has joined the cluster");
-                    return;
-                }
-                Ok(Ok(Joined::AskLeader(leader))) if !leader.is_empty() && leader != next => {
-                    ask.push(leader);
-                    continue;
-                }
-                Ok(Ok(Joined::AskLeader(_))) => "no leader is known there".to_owned(),
-                Ok(Err(error)) => error.to_string(),
-                Err(error) => error.to_string(),
-            };
-            if said != what {
-                tracing::info!(at = next, %what, "waiting to join");
-                said = what;
-            }
-        }
-        tokio::time::sleep(limits::JOIN_PAUSE).await;
-    }
 }

@@ -25,7 +25,7 @@ use openraft::raft::StreamAppendResult;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
-use super::connection::{ConnectError, Connection, Dialer, Identity, connect};
+use super::connection::{ConnectError, Connection, Dialer, Identity, PeerAddress, connect};
 use super::frames::{Channel, kind};
 use super::messages::{decode_appended, encode_append};
 use super::types::{AppendAnswer, AppendRequest, RaftLogId, TypeConfig};
@@ -235,7 +235,7 @@ pub struct AppendClient {
     dialer: Arc<dyn Dialer>,
     identity: Arc<Identity>,
     target: u64,
-    address: String,
+    address: PeerAddress,
     room_bytes: Arc<AtomicU64>,
     state: State,
 }
@@ -246,9 +246,10 @@ impl AppendClient {
         dialer: Arc<dyn Dialer>,
         identity: Arc<Identity>,
         target: u64,
-        address: String,
+        address: impl Into<PeerAddress>,
         room_bytes: Arc<AtomicU64>,
     ) -> AppendClient {
+        let address = address.into();
         AppendClient { dialer, identity, target, address, room_bytes, state: State::Closed }
     }
 
@@ -287,8 +288,8 @@ impl AppendClient {
                     self.state = State::Closed;
                 }
                 State::Closed => {
-                    let (to, address) = (self.target, &self.address);
-                    let dial = connect(&self.dialer, &self.identity, to, address, Channel::Append);
+                    let (to, address) = (self.target, self.address.get());
+                    let dial = connect(&self.dialer, &self.identity, to, &address, Channel::Append);
                     self.state = State::Dialing(tokio::spawn(dial));
                 }
                 State::Dialing(dial) => {
@@ -296,7 +297,7 @@ impl AppendClient {
                     self.state = State::Closed;
                     let connection = dialed.unwrap_or_else(|error| {
                         let error = io::Error::other(error);
-                        Err(ConnectError::Unreachable { address: self.address.clone(), error })
+                        Err(ConnectError::Unreachable { address: self.address.get(), error })
                     })?;
                     let link = AppendLink::new(connection, self.room_bytes.clone());
                     self.state = State::Open(Box::new(link));

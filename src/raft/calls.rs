@@ -17,7 +17,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::connection::{ConnectError, Connection, Dialer, Identity, connect};
+use super::connection::{ConnectError, Connection, Dialer, Identity, PeerAddress, connect};
 use super::frames::{Channel, kind};
 use super::messages::{Refusal, Request, decode_answer, encode_request};
 use crate::base::{Fate, limits};
@@ -81,13 +81,14 @@ impl CallClient {
         dialer: Arc<dyn Dialer>,
         identity: Arc<Identity>,
         target: u64,
-        address: String,
+        address: impl Into<PeerAddress>,
     ) -> CallClient {
+        let address = address.into();
         let (asked, questions) = mpsc::channel(limits::PEER_REQUESTS_IN_FLIGHT_MAX);
         tokio::spawn(async move {
             let mut questions = questions;
             while let Some(first) = questions.recv().await {
-                let to = connect(&dialer, &identity, target, &address, Channel::Requests);
+                let to = connect(&dialer, &identity, target, &address.get(), Channel::Requests);
                 match to.await {
                     Ok(connection) => ask(connection, first, &mut questions).await,
                     Err(error) => fail(&error, first, &mut questions),

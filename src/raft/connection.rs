@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 
@@ -52,6 +53,29 @@ pub fn prepare_tcp(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     rustix::net::sockopt::set_socket_keepalive(stream, true)?;
     Ok(())
+}
+
+/// Where a peer is: shared by all that dial it, and changed when the peer moves. Whatever is dialed
+/// next goes to the new place.
+#[derive(Clone)]
+pub struct PeerAddress(Arc<Mutex<String>>);
+
+impl PeerAddress {
+    /// Where the peer is now.
+    pub fn get(&self) -> String {
+        self.0.lock().clone()
+    }
+
+    /// The peer has moved.
+    pub fn set(&self, address: &str) {
+        address.clone_into(&mut self.0.lock());
+    }
+}
+
+impl From<String> for PeerAddress {
+    fn from(address: String) -> PeerAddress {
+        PeerAddress(Arc::new(Mutex::new(address)))
+    }
 }
 
 /// Who this node is, to its peers. The cluster is learned once, when it joins one.

@@ -12,21 +12,24 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ReadPolicy;
-use openraft::type_config::alias::{OneshotReceiverOf, WatchReceiverOf};
-use openraft::{ChangeMembers, Instant as _, ServerState};
+use openraft::type_config::alias::{OneshotReceiverOf, SerdeInstantOf, WatchReceiverOf};
+use openraft::{Instant as _, ServerState};
 
-use crate::base::NodeId;
+use crate::base::{MemberInfo, NodeId, Role};
 use crate::log::LogId;
 use crate::pages::Store;
 
 use super::machine::Machine;
 use super::types::{
-    Command, Metrics, Outcome, Peer, RaftOf, ServerMetrics, TypeConfig, WriteResult, leading_term,
-    log_id,
+    Command, Membership, Metrics, Outcome, Peer, RaftOf, ServerMetrics, TypeConfig, WriteResult,
+    leading_term, log_id,
 };
 
 /// One wait for recovery.
 const RECOVERY_WAIT: Duration = Duration::from_secs(5);
+
+/// Leadership goes to a voter that was heard within this time, if there is one.
+const SUCCESSOR_SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// openraft's core over our state machine.
 pub type Raft = RaftOf<Machine>;
@@ -65,8 +68,8 @@ pub struct CoreView {
     pub leader: Option<(NodeId, String)>,
     /// Whether that is this node, with a vote that a quorum granted.
     pub leads: bool,
-    /// Members: id, address, whether it votes.
-    pub members: Vec<(NodeId, String, bool)>,
+    /// Who is a member.
+    pub members: Vec<MemberInfo>,
     /// Index of the last entry applied here.
     pub applied: Option<u64>,
     /// What ended the core, if something did.
@@ -80,16 +83,32 @@ fn leads(server: &ServerMetrics) -> bool {
     ours && server.state == ServerState::Leader
 }
 
+fn age_of(acked: &SerdeInstantOf<TypeConfig>) -> Duration {
+    acked.into_inner().elapsed()
+}
+
+/// The members that a membership names.
+pub(super) fn members_of(membership: &Membership) -> Vec<MemberInfo> {
+    let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+    let role = |id: &NodeId, peer: &Peer| if voters.contains(id) { Role::Voter } else { peer.role };
+    let member = |(id, peer): (&NodeId, &Peer)| MemberInfo {
+        id: *id,
+        address: peer.address.clone(),
+        role: role(id, peer),
+    };
+    membership.nodes().map(member).collect()
+}
+
 /// The core.
 #[derive(Clone)]
 pub struct Core {
-    id: NodeId,
-    raft: Raft,
-    metrics: WatchReceiverOf<TypeConfig, Metrics>,
+    pub(super) id: NodeId,
+    pub(super) raft: Raft,
+    pub(super) metrics: WatchReceiverOf<TypeConfig, Metrics>,
     /// Changes with who leads and who is a member, not with every entry.
-    server: WatchReceiverOf<TypeConfig, ServerMetrics>,
+    pub(super) server: WatchReceiverOf<TypeConfig, ServerMetrics>,
     /// One change of the membership at a time.
-    changes: Arc<tokio::sync::Mutex<()>>,
+    pub(super) changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Core {
@@ -150,6 +169,19 @@ impl Core {
             .collect()
     }
 
+    /// How long ago each other member last answered this node as the leader; `None` for one that
+    /// never did. Nothing where this node does not lead.
+    pub fn silences(&self) -> BTreeMap<NodeId, Option<Duration>> {
+        let metrics = self.metrics.borrow_watched();
+        let Some(heartbeat) = &metrics.heartbeat else { return BTreeMap::new() };
+        let age = |acked: &Option<_>| acked.as_ref().map(age_of);
+        heartbeat
+            .iter()
+            .filter(|(id, _)| **id != self.id)
+            .map(|(id, acked)| (*id, age(acked)))
+            .collect()
+    }
+
     /// Waits until somebody else leads, the term changes, or the membership. `false` when the core
     /// has ended.
     pub async fn changed(&mut self) -> bool {
@@ -165,14 +197,10 @@ impl Core {
         };
         let server = self.server.borrow_watched();
         let membership = server.membership_config.membership();
-        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        let members: Vec<(NodeId, String, bool)> = membership
-            .nodes()
-            .map(|(id, peer)| (*id, peer.address.clone(), voters.contains(id)))
-            .collect();
+        let members = members_of(membership);
         let leader = server.current_leader.and_then(|leader| {
-            let found = members.iter().find(|(id, _, _)| *id == leader);
-            found.map(|(id, address, _)| (*id, address.clone()))
+            let found = members.iter().find(|member| member.id == leader);
+            found.map(|member| (member.id, member.address.clone()))
         });
         CoreView {
             term: server.vote.leader_id.term,
@@ -212,19 +240,8 @@ impl Core {
         if self.raft.is_initialized().await.map_err(|error| error.to_string())? {
             return Ok(());
         }
-        let members = BTreeMap::from([(self.id, Peer { address: address.to_owned() })]);
+        let members = BTreeMap::from([(self.id, Peer::spare(address))]);
         self.raft.initialize(members).await.map_err(|error| error.to_string())
-    }
-
-    /// Adds a member at `address`, waits until it has caught up, and lets it vote.
-    pub async fn add_voter(&self, id: NodeId, address: &str) -> Result<(), String> {
-        let _one_at_a_time = self.changes.lock().await;
-        let peer = Peer { address: address.to_owned() };
-        let added = self.raft.add_learner(id, peer, true).await;
-        added.map_err(|error| error.to_string())?;
-        let change = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-        let changed = self.raft.change_membership(change, true).await;
-        changed.map(|_| ()).map_err(|error| error.to_string())
     }
 
     /// Asks the core to look at the durable checkpoint record.
@@ -237,13 +254,20 @@ impl Core {
         let _ = self.raft.trigger().purge_log(index).await;
     }
 
-    /// The other voter whose log reaches furthest, as far as this node as the leader knows.
+    /// The other voter whose log reaches furthest, as far as this node as the leader knows; one
+    /// that answers before one that does not.
     pub fn successor(&self) -> Option<NodeId> {
+        let silences = self.silences();
+        let answers = |id: &NodeId| {
+            let silence = silences.get(id).copied().flatten();
+            silence.is_some_and(|silence| silence <= SUCCESSOR_SILENCE_MAX)
+        };
         let metrics = self.metrics.borrow_watched();
         let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
         let replication = metrics.replication.as_ref()?;
         let others = replication.iter().filter(|(id, _)| **id != self.id && voters.contains(id));
-        let furthest = others.max_by_key(|(_, matched)| matched.as_ref().map(log_id));
+        let furthest =
+            others.max_by_key(|(id, matched)| (answers(id), matched.as_ref().map(log_id)));
         furthest.map(|(id, _)| *id)
     }
 

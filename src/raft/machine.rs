@@ -19,7 +19,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::Notify;
 
-use crate::base::{Executor, limits};
+use crate::base::{Executor, MemberInfo, limits};
 use crate::codec::Reader;
 use crate::log::{self, Log, LogId};
 use crate::pages::catalog::Applied as AppliedState;
@@ -29,6 +29,7 @@ use crate::pages::store::{ApplyOutcome, Place};
 use crate::pages::{Catalog, PagesError, Part, Store};
 
 use super::command::{Decoded, decode};
+use super::core::members_of;
 use super::fields;
 use super::holds::PurgeHolds;
 use super::membership::{put_stored_membership, read_stored_membership};
@@ -321,6 +322,13 @@ fn stored_membership(bytes: &[u8]) -> io::Result<StoredMembership> {
     }
     let mut reader = fields::Reader::new(Bytes::copy_from_slice(bytes));
     Ok(read_stored_membership(&mut reader)?)
+}
+
+/// Who is a member, as far as it is applied here.
+pub fn applied_members(catalog: &Catalog) -> Vec<MemberInfo> {
+    let bytes = catalog.applied().membership.clone();
+    // What was applied could be read.
+    stored_membership(&bytes).map(|stored| members_of(stored.membership())).unwrap_or_default()
 }
 
 /// What the state machine has applied once the snapshot of `meta` is installed.

@@ -12,9 +12,16 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::fields::{Malformed, Reader, put_log_id_option, put_text};
 use super::types::{Membership, Peer, StoredMembership, log_id, raft_log_id};
+use crate::base::Role;
 
 /// The layout written by this build.
-const LAYOUT: u8 = 1;
+const LAYOUT: u8 = 2;
+
+/// The one before, without roles: whoever does not vote is a spare.
+const LAYOUT_WITHOUT_ROLES: u8 = 1;
+
+const STANDBY: u8 = 1;
+const SPARE: u8 = 2;
 
 /// A membership as the payload of its entry.
 pub fn encode_membership(membership: &Membership) -> Bytes {
@@ -59,13 +66,16 @@ fn put_membership(out: &mut impl BufMut, membership: &Membership) {
     for (id, peer) in nodes {
         out.put_u64_le(*id);
         put_text(out, &peer.address);
+        out.put_u8(if peer.role == Role::Standby { STANDBY } else { SPARE });
     }
 }
 
 fn read_membership(reader: &mut Reader) -> Result<Membership, Malformed> {
-    if reader.u8("membership layout")? != LAYOUT {
-        return Err(Malformed("membership layout"));
-    }
+    let with_roles = match reader.u8("membership layout")? {
+        LAYOUT => true,
+        LAYOUT_WITHOUT_ROLES => false,
+        _ => return Err(Malformed("membership layout")),
+    };
     let mut configs = Vec::new();
     for _ in 0..reader.count(4, "membership configurations")? {
         let mut voters = BTreeSet::new();
@@ -80,13 +90,26 @@ fn read_membership(reader: &mut Reader) -> Result<Membership, Malformed> {
     for _ in 0..reader.count(10, "members")? {
         let id = reader.u64("member")?;
         ascending(nodes.keys().next_back(), id)?;
-        nodes.insert(id, Peer { address: reader.text("member's address")? });
+        let address = reader.text("member's address")?;
+        let role = match with_roles {
+            true => read_role(reader)?,
+            false => Role::Spare,
+        };
+        nodes.insert(id, Peer { address, role });
     }
     if configs.is_empty() && nodes.is_empty() {
         // A node that has not met its cluster yet; openraft knows it as the default only.
         return Ok(Membership::default());
     }
     Membership::new(configs, nodes).map_err(|_| Malformed("membership"))
+}
+
+fn read_role(reader: &mut Reader) -> Result<Role, Malformed> {
+    match reader.u8("member's role")? {
+        STANDBY => Ok(Role::Standby),
+        SPARE => Ok(Role::Spare),
+        _ => Err(Malformed("member's role")),
+    }
 }
 
 fn ascending(last: Option<&u64>, next: u64) -> Result<(), Malformed> {
@@ -104,9 +127,9 @@ mod tests {
 
     fn sample() -> Membership {
         let nodes = BTreeMap::from([
-            (1, Peer { address: "a:1".to_owned() }),
-            (2, Peer { address: "b:2".to_owned() }),
-            (9, Peer { address: String::new() }),
+            (1, Peer::spare("a:1")),
+            (2, Peer { address: "b:2".to_owned(), role: Role::Standby }),
+            (9, Peer::spare("")),
         ]);
         Membership::new(vec![BTreeSet::from([1, 2])], nodes).unwrap()
     }
@@ -114,14 +137,27 @@ mod tests {
     /// The golden bytes of docs/format.md.
     #[test]
     fn the_bytes_are_the_drawn_ones() {
-        let mut expected = vec![1];
+        let mut expected = vec![2];
         expected.extend([1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
         expected.extend([3, 0, 0, 0]);
-        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'a', b':', b'1']);
-        expected.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'b', b':', b'2']);
-        expected.extend([9, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        expected.extend([1, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'a', b':', b'1', 2]);
+        expected.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'b', b':', b'2', 1]);
+        expected.extend([9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
         assert_eq!(encode_membership(&sample()), expected);
         assert_eq!(decode_membership(expected.into()).unwrap(), sample());
+    }
+
+    /// What builds before roles wrote: their data directories are opened.
+    #[test]
+    fn the_layout_without_roles_is_read() {
+        let mut bytes = vec![1];
+        bytes.extend([1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([2, 0, 0, 0]);
+        bytes.extend([1, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'a', b':', b'1']);
+        bytes.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, b'b', b':', b'2']);
+        let nodes = BTreeMap::from([(1, Peer::spare("a:1")), (2, Peer::spare("b:2"))]);
+        let expected = Membership::new(vec![BTreeSet::from([1])], nodes).unwrap();
+        assert_eq!(decode_membership(bytes.into()).unwrap(), expected);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | [`types`] | openraft's types, named; conversions to the log's types |
 //! | [`command`] | what an entry's bytes say |
 //! | [`core`] | the running core, as the rest of the node sees it |
+//! | [`changes`] | changes of the membership |
 //! | [`machine`] | the state machine |
 //! | [`config`] | openraft's settings, and its timing explained |
 //! | [`lease`] | the guard of leases that a restarted node forgot |
@@ -25,6 +26,7 @@
 
 pub mod append;
 pub mod calls;
+pub mod changes;
 pub mod command;
 pub mod config;
 pub mod connection;
@@ -44,6 +46,7 @@ pub mod transfer;
 pub mod types;
 pub mod view;
 
+pub use self::changes::{ChangeFailure, Turn};
 pub use self::core::{Core, CoreView, Raft, WriteFailure};
 pub use types::{Command, Outcome};
 #[cfg(test)]

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 
 use super::append::{Answer, AppendClient, AppendError};
 use super::calls::{CallClient, CallError};
-use super::connection::{Dialer, Identity, connect};
+use super::connection::{Dialer, Identity, PeerAddress, connect};
 use super::frames::Channel;
 use super::lease::LeaseGuard;
 use super::messages::{Request, decode_transfer_answer, decode_vote_answer};
@@ -36,7 +36,7 @@ use super::types::{
     AppendAnswer, AppendRequest, Peer, RaftVote, Snapshot, TransferAnswer, TransferRequest,
     TypeConfig, VoteAnswer, VoteRequest,
 };
-use crate::base::{Executor, NodeId};
+use crate::base::{Executor, MemberInfo, NodeId};
 
 type RpcError = RPCError<TypeConfig>;
 type Failure = StreamingError<TypeConfig>;
@@ -62,7 +62,10 @@ struct Shared {
 /// What is kept of a peer while openraft's clients come and go.
 #[derive(Clone)]
 struct Known {
-    address: String,
+    /// The address that the membership last said.
+    listed: String,
+    /// Where it is dialed: another one where it has told that it moved.
+    address: PeerAddress,
     calls: CallClient,
     room_bytes: Arc<AtomicU64>,
 }
@@ -106,6 +109,20 @@ impl Network {
         calls.ask(Request::Call { kind, body }, limit).await
     }
 
+    /// Takes over what the membership says: where members are, and who is one no more.
+    pub fn learn(&self, members: &[MemberInfo]) {
+        self.shared.peers.lock().retain(|id, _| members.iter().any(|member| member.id == *id));
+        for member in members.iter().filter(|member| member.id != self.shared.identity.node()) {
+            self.shared.known(member.id, &member.address);
+        }
+    }
+
+    /// The member `target`, listed at another address, has told that it is at `address`: it is
+    /// dialed there until the membership says something new.
+    pub fn moved(&self, target: NodeId, listed: &str, address: &str) {
+        self.shared.known(target, listed).address.set(address);
+    }
+
     /// The bytes that `target`'s disk could still take when it last acknowledged an append;
     /// `None` while it has acknowledged none.
     pub fn room_bytes(&self, target: NodeId) -> Option<u64> {
@@ -115,21 +132,23 @@ impl Network {
 }
 
 impl Shared {
-    fn known(&self, target: NodeId, address: &str) -> Known {
+    fn known(&self, target: NodeId, listed: &str) -> Known {
         let mut peers = self.peers.lock();
-        match peers.get(&target) {
-            Some(known) if known.address == address => known.clone(),
-            _ => {
-                let (dialer, identity) = (self.dialer.clone(), self.identity.clone());
-                let known = Known {
-                    address: address.to_owned(),
-                    calls: CallClient::new(dialer, identity, target, address.to_owned()),
-                    room_bytes: Arc::new(AtomicU64::new(u64::MAX)),
-                };
-                peers.insert(target, known.clone());
-                known
+        let known = peers.entry(target).or_insert_with(|| {
+            let (dialer, identity) = (self.dialer.clone(), self.identity.clone());
+            let address = PeerAddress::from(listed.to_owned());
+            Known {
+                listed: listed.to_owned(),
+                calls: CallClient::new(dialer, identity, target, address.clone()),
+                address,
+                room_bytes: Arc::new(AtomicU64::new(u64::MAX)),
             }
+        });
+        if known.listed != listed {
+            known.listed = listed.to_owned();
+            known.address.set(listed);
         }
+        known.clone()
     }
 }
 
@@ -142,7 +161,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             self.shared.dialer.clone(),
             self.shared.identity.clone(),
             target,
-            peer.address.clone(),
+            known.address.clone(),
             known.room_bytes.clone(),
         );
         PeerClient { shared: self.shared.clone(), target, known, append, failures: 0 }
@@ -192,7 +211,8 @@ impl PeerClient {
             return Err(unreachable("there is no view to send").into());
         };
         let Shared { dialer, identity, executor, .. } = &*self.shared;
-        let dial = connect(dialer, identity, self.target, &self.known.address, Channel::Snapshot);
+        let address = self.known.address.get();
+        let dial = connect(dialer, identity, self.target, &address, Channel::Snapshot);
         let mut connection = dial.await.map_err(unreachable)?;
         let from = identity.node();
         let sent =

@@ -19,6 +19,7 @@ use openraft::{EntryPayload, RaftTypeConfig, ServerState};
 
 use super::membership::{decode_membership, encode_membership};
 use super::snapshot::SnapshotHandle;
+use crate::base::Role;
 use crate::log;
 
 /// A command of the state machine, encoded; what it says is known to the state machine only.
@@ -68,6 +69,15 @@ pub struct Applied {
 pub struct Peer {
     /// Where its one port is, as `host:port`.
     pub address: String,
+    /// What it is while it does not vote: stand-by or spare.
+    pub role: Role,
+}
+
+impl Peer {
+    /// A new member: a spare.
+    pub fn spare(address: &str) -> Peer {
+        Peer { address: address.to_owned(), role: Role::Spare }
+    }
 }
 
 openraft::declare_raft_types!(
@@ -191,7 +201,7 @@ mod tests {
     #[test]
     fn entries_go_to_the_log_and_back() {
         let nodes: BTreeMap<u64, Peer> =
-            (1..=4).map(|id| (id, Peer { address: format!("host-{id}:9000") })).collect();
+            (1..=4).map(|id| (id, Peer::spare(&format!("host-{id}:9000")))).collect();
         let configs = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3, 4])];
         let membership = Membership::new(configs, nodes).unwrap();
         for payload in [

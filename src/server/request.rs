@@ -11,9 +11,10 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::base::{DatabaseName, RequestId};
+use crate::base::{DatabaseName, RequestId, Role, address};
 use crate::member::{Failure, Member, ReadLevel, Session};
 use crate::pages::Store;
+use crate::raft::ChangeFailure;
 use crate::sqlite::{Cancel, Ran, Value};
 use crate::wire::error::Answer;
 use crate::wire::request::{self, HELLO_FOLLOWER_READS};
@@ -31,6 +32,9 @@ const DATABASE_ID: u64 = 0;
 
 /// Prepared statements of a connection.
 const STATEMENTS_MAX: usize = 4096;
+
+/// How long a new member's host name may take to resolve.
+const RESOLVE_MAX: Duration = Duration::from_secs(5);
 
 /// The answer to a request.
 pub enum Reply {
@@ -69,6 +73,18 @@ impl From<Failure> for Refusal {
             Failure::Once(_) | Failure::AlreadyExecuted { .. } => code::ERROR,
             Failure::Damaged(_) => code::CORRUPT,
             Failure::Stopped(_) => code::IOERR,
+        };
+        Refusal { code, text: failure.to_string() }
+    }
+}
+
+impl From<ChangeFailure> for Refusal {
+    fn from(failure: ChangeFailure) -> Refusal {
+        let code = match &failure {
+            ChangeFailure::NotLeader => code::NOT_LEADER,
+            ChangeFailure::LeadershipLost => code::LEADERSHIP_LOST,
+            ChangeFailure::InProgress => code::BUSY,
+            _ => code::ERROR,
         };
         Refusal { code, text: failure.to_string() }
     }
@@ -163,13 +179,12 @@ impl Client {
                 Response::Empty
             }
             Request::Outcome { outcome, .. } => self.outcome(&outcome),
-            Request::Connect { .. }
-            | Request::Add { .. }
-            | Request::Assign { .. }
-            | Request::Remove { .. }
-            | Request::Transfer { .. }
-            | Request::Describe { .. }
-            | Request::Weight { .. } => failure(code::PARSE, code::UNKNOWN_REQUEST),
+            Request::Describe { format } => self.describe(format),
+            Request::Weight { weight } => {
+                self.member.set_weight(weight);
+                Response::Empty
+            }
+            Request::Connect { .. } => failure(code::PARSE, code::UNKNOWN_REQUEST),
             _ => return Ok(false),
         };
         put(out, &response);
@@ -187,10 +202,10 @@ impl Client {
             return failure(code::PARSE, code::BAD_CLUSTER_FORMAT);
         }
         let nodes = self.member.leadership().members.into_iter();
-        let nodes = nodes.map(|(id, address, votes)| NodeInfo {
-            id,
-            address: Text::from(address.as_str()),
-            role: (format == 1).then(|| role(votes).code()),
+        let nodes = nodes.map(|member| NodeInfo {
+            id: member.id,
+            address: Text::from(member.address.as_str()),
+            role: (format == 1).then(|| member.role.code()),
         });
         Response::Nodes { nodes: nodes.collect() }
     }
@@ -204,7 +219,7 @@ impl Client {
         let members = status.members.into_iter().map(|member| StatusMember {
             id: member.id,
             address: Text::from(member.address),
-            role: role(member.votes).code(),
+            role: member.role.code(),
             answered_ms: millis(member.answered),
             trouble: text(member.trouble),
         });
@@ -216,6 +231,15 @@ impl Client {
             members: members.collect(),
             why: text(status.why),
         }
+    }
+
+    fn describe(&self, format: u64) -> Response {
+        if format != 0 {
+            return failure(code::PROTOCOL, code::BAD_FORMAT);
+        }
+        let described = self.member.description();
+        let (failure_domain, weight) = (described.failure_domain, described.weight);
+        Response::Metadata { failure_domain, weight }
     }
 
     fn read_level(&mut self, level: u64, max_staleness_ms: u64) -> Response {
@@ -331,6 +355,12 @@ impl Client {
                 Err(Ended::Refused(refusal)) => Err(refusal),
                 Err(Ended::BrokenOff(why)) => return Reply::BrokenOff(why),
             },
+            Request::Add { .. }
+            | Request::Assign { .. }
+            | Request::Remove { .. }
+            | Request::Transfer { .. } => {
+                change(&self.member, request).await.map(|()| Response::Empty)
+            }
             Request::Digest { database, flags } => self.digest(&database, flags).await,
             Request::Checkpoint { database } => self.checkpoint(&database).await,
             _ => Err(Refusal::new(code::PARSE, code::UNKNOWN_REQUEST)),
@@ -346,6 +376,7 @@ impl Client {
 
     /// The database must be open, in the term it was opened in, and be the one that is meant.
     async fn check_open(&mut self, database: u64) -> Result<(), Refusal> {
+        self.member.check_belongs()?;
         let leading = self.member.leading_term();
         let lost = match (&self.open, leading) {
             (Some(open), Ok(term)) => open.term.is_some_and(|of| of != term),
@@ -370,6 +401,7 @@ impl Client {
     }
 
     async fn open(&mut self, name: &Text) -> Result<Response, Refusal> {
+        self.member.check_belongs()?;
         let invalid = || Refusal::new(code::ERROR, code::INVALID_NAME);
         let term = match self.member.leading_term() {
             Ok(term) => Some(term),
@@ -547,10 +579,6 @@ impl Client {
     }
 }
 
-fn role(votes: bool) -> request::Role {
-    if votes { request::Role::Voter } else { request::Role::Standby }
-}
-
 /// The answer to BEGIN of a transaction that was executed before is no Failure.
 fn already_executed(failure: Failure) -> Result<Response, Failure> {
     match failure {
@@ -568,6 +596,43 @@ fn already_executed(failure: Failure) -> Result<Response, Failure> {
 /// The protocol's count of rows has 32 bits.
 fn affected(changes: u64) -> u64 {
     changes & u64::from(u32::MAX)
+}
+
+/// Changes the membership.
+async fn change(member: &Arc<Member>, request: Request) -> Result<(), Refusal> {
+    match request {
+        Request::Add { id, address } => {
+            // Before the address: others do not look at it.
+            member.leading_term()?;
+            let address = check_address(&address).await?;
+            member.add_member(id, address).await?;
+        }
+        Request::Assign { id, role } => {
+            member.leading_term()?;
+            let role = Role::from_code(role.unwrap_or(Role::Voter.code()));
+            let role = role.ok_or(ChangeFailure::RoleNotValid)?;
+            member.assign_role(id, role).await?;
+        }
+        Request::Remove { id } => member.remove_member(id).await?,
+        Request::Transfer { id } => member.transfer_to(id).await?,
+        _ => return Err(Refusal::new(code::PARSE, code::UNKNOWN_REQUEST)),
+    }
+    Ok(())
+}
+
+/// A new member's address: one that others can dial.
+async fn check_address(address: &Text) -> Result<&str, Refusal> {
+    let refuse = |why: String| Refusal { code: code::ERROR, text: why };
+    let address = address.as_str().ok_or_else(|| refuse("the address is not UTF-8".to_owned()))?;
+    address::check(address).map_err(refuse)?;
+    if address::has_host_name(address) {
+        let asked = tokio::time::timeout(RESOLVE_MAX, tokio::net::lookup_host(address)).await;
+        let found = asked.ok().and_then(Result::ok).and_then(|mut found| found.next());
+        if found.is_none() {
+            return Err(refuse(format!("\"{address}\" does not resolve to an address here")));
+        }
+    }
+    Ok(address)
 }
 
 fn failure(code: u64, text: &str) -> Response {

@@ -15,6 +15,8 @@ use super::field::{put_blob, put_text};
 use super::frame::{self, Frame};
 use super::value::{Params, Text};
 
+pub use crate::base::Role;
+
 /// The request types.
 pub mod kind {
     /// Who leads?
@@ -106,33 +108,6 @@ impl ReadLevel {
         [ReadLevel::Linearizable, ReadLevel::Lease, ReadLevel::Local]
             .into_iter()
             .find(|level| level.code() == code)
-    }
-}
-
-/// A node's part in the cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Replicates and votes.
-    Voter,
-    /// Replicates.
-    Standby,
-    /// Is listed.
-    Spare,
-}
-
-impl Role {
-    /// Its number on the wire.
-    pub const fn code(self) -> u64 {
-        match self {
-            Role::Voter => 0,
-            Role::Standby => 1,
-            Role::Spare => 2,
-        }
-    }
-
-    /// The role of that number.
-    pub fn from_code(code: u64) -> Option<Role> {
-        [Role::Voter, Role::Standby, Role::Spare].into_iter().find(|role| role.code() == code)
     }
 }
 

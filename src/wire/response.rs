@@ -77,7 +77,7 @@ pub struct NodeInfo {
     pub id: u64,
     /// Where it listens.
     pub address: Text,
-    /// Its [`super::request::Role`] by number, in format 1.
+    /// Its [`crate::base::Role`] by number, in format 1.
     pub role: Option<u64>,
 }
 
@@ -119,7 +119,7 @@ pub struct StatusMember {
     pub id: u64,
     /// Its address.
     pub address: Text,
-    /// Its [`super::request::Role`] by number.
+    /// Its [`crate::base::Role`] by number.
     pub role: u64,
     /// Milliseconds since it last answered the node that tells; 0 for that node itself, and
     /// [`NEVER_MS`] if it never did.

@@ -7,9 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Config, ConfigError};
-
-/// The longest path of a Unix socket (`sun_path` less the NUL).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+use crate::base::address;
 
 /// The smallest sensible bound on a frame: what a client may send before anything is known of it.
 const FRAME_BYTES_MIN: u64 = 64 << 10;
@@ -31,6 +29,7 @@ impl Config {
         self.check_addresses()?;
         self.check_timeouts()?;
         self.check_limits()?;
+        self.check_roles()?;
         if !is_log_level(&self.log.level) {
             return wrong(format!(
                 "log.level: \"{}\" is not a level: use error, warn, info, debug or trace, or \
@@ -51,13 +50,11 @@ impl Config {
                  or join",
             );
         }
-        if let (true, Some(id)) = (self.bootstrap, self.id)
-            && id != 1
-        {
-            return wrong(format!(
-                "id: the node that founds a cluster is node 1, not {id}: leave the id out, or \
-                 drop bootstrap"
-            ));
+        if self.wait && (self.bootstrap || !self.join.is_empty()) {
+            return wrong(
+                "wait: a node waits to be added, or founds a cluster, or joins one: drop wait, or \
+                 both bootstrap and join",
+            );
         }
         Ok(())
     }
@@ -123,6 +120,24 @@ impl Config {
         Ok(())
     }
 
+    fn check_roles(&self) -> Check {
+        let r = &self.roles;
+        if r.voters.is_multiple_of(2) {
+            return wrong(format!(
+                "roles.voters: it must be odd: {} voters bear no more losses than {}",
+                r.voters,
+                r.voters.saturating_sub(1).max(1)
+            ));
+        }
+        if r.offline_after < self.timeouts.election_max * 2 {
+            return wrong(
+                "roles.offline_after: it must be at least twice timeouts.election_max, else \
+                 every election moves roles",
+            );
+        }
+        Ok(())
+    }
+
     fn check_limits(&self) -> Check {
         let l = &self.limits;
         if l.connections == 0 || l.run_ahead_transactions == 0 {
@@ -166,52 +181,9 @@ fn is_local(address: &str) -> bool {
     }
 }
 
-/// Checks that `address` is one that others can be told: `host:port`, a Unix path or `@name`.
+/// Checks that `address` is one that others can be told.
 fn check_address(key: &str, address: &str) -> Check {
-    let unclear = |why: &str| {
-        wrong(format!(
-            "{key}: \"{address}\" {why}: write host:port, the path of a Unix socket, or @name"
-        ))
-    };
-    if address.is_empty() || address.contains(char::is_whitespace) || address.contains('\0') {
-        return unclear("is not an address");
-    }
-    if let Some(name) = address.strip_prefix('@') {
-        return match name.len() {
-            0 => unclear("has no name"),
-            1..=SOCKET_PATH_BYTES_MAX => Ok(()),
-            _ => unclear("is too long"),
-        };
-    }
-    if address.contains('/') {
-        return if address.len() <= SOCKET_PATH_BYTES_MAX {
-            Ok(())
-        } else {
-            unclear("is too long")
-        };
-    }
-    let Some((host, port)) = address.rsplit_once(':') else { return unclear("has no port") };
-    if host.is_empty() {
-        return unclear("has no host");
-    }
-    match port.parse::<u16>() {
-        Ok(0) => return unclear("has port 0, which nobody can dial"),
-        Ok(_) => {}
-        Err(_) => return unclear("has no valid port"),
-    }
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    if host.contains(':') && bare.is_none() {
-        return wrong(format!(
-            "{key}: \"{address}\" is not clear: put an IPv6 address in brackets, as in [::1]:9001"
-        ));
-    }
-    if bare.unwrap_or(host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-        return wrong(format!(
-            "{key}: nobody can dial {address}: name the host or address by which others reach \
-             this node"
-        ));
-    }
-    Ok(())
+    address::check(address).map_err(|why| ConfigError(format!("{key}: {why}")))
 }
 
 #[cfg(test)]
@@ -294,10 +266,10 @@ mod tests {
         assert_eq!(
             error(|c| {
                 c.bootstrap = true;
-                c.id = Some(4);
+                c.wait = true;
             }),
-            "id: the node that founds a cluster is node 1, not 4: leave the id out, or drop \
-             bootstrap"
+            "wait: a node waits to be added, or founds a cluster, or joins one: drop wait, or \
+             both bootstrap and join"
         );
         assert_eq!(
             error(|c| c.join = vec![c.address.clone()]),
@@ -324,6 +296,15 @@ mod tests {
         assert_eq!(
             error(|c| c.limits.overlay_bytes = 7),
             "limits.overlay_bytes: it must be at least 1 MiB"
+        );
+        assert_eq!(
+            error(|c| c.roles.voters = 4),
+            "roles.voters: it must be odd: 4 voters bear no more losses than 3"
+        );
+        assert_eq!(
+            error(|c| c.roles.offline_after = Duration::from_secs(1)),
+            "roles.offline_after: it must be at least twice timeouts.election_max, else every \
+             election moves roles"
         );
         assert_eq!(
             error(|c| c.log.level = "loud".into()),

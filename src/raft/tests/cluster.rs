@@ -160,7 +160,7 @@ impl Cluster {
             node.start().await;
             nodes.push(node);
         }
-        let peer = |node: &Node| (node.id, Peer { address: node.address.to_string() });
+        let peer = |node: &Node| (node.id, Peer::spare(&node.address.to_string()));
         let members: BTreeMap<u64, Peer> = nodes.iter().map(peer).collect();
         nodes[0].raft().initialize(members).await.unwrap();
         Cluster { nodes }

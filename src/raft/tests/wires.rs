@@ -397,7 +397,7 @@ async fn a_restarted_node_asks_for_no_vote() {
         let identity = Identity::new(1, CLUSTER);
         let dialer = Pipes::to(&handler);
         let mut network = Network::new(dialer, identity, Arc::new(lease), Executor::Threads);
-        let peer = Peer { address: "pipe".to_owned() };
+        let peer = Peer::spare("pipe");
         let mut client = network.new_client(2, &peer).await;
         let option = RPCOption::new(Duration::from_secs(5));
         assert_eq!(client.vote(vote.clone(), option.clone()).await.is_ok(), asked);

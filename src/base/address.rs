@@ -1,0 +1,62 @@
+//! What an address is that others can be told: `host:port`, the path of a Unix socket, `@name`.
+//!
+//! *Invariant*: no name service is asked and nothing is normalised.
+
+use std::net::IpAddr;
+
+/// The longest path of a Unix socket (`sun_path` less the NUL).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Checks that others can be told `address`; else what is wrong with it, and the mend.
+pub fn check(address: &str) -> Result<(), String> {
+    let unclear = |why: &str| {
+        Err(format!("\"{address}\" {why}: write host:port, the path of a Unix socket, or @name"))
+    };
+    if address.is_empty() || address.contains(char::is_whitespace) || address.contains('\0') {
+        return unclear("is not an address");
+    }
+    if let Some(name) = address.strip_prefix('@') {
+        return match name.len() {
+            0 => unclear("has no name"),
+            1..=SOCKET_PATH_BYTES_MAX => Ok(()),
+            _ => unclear("is too long"),
+        };
+    }
+    if address.contains('/') {
+        return if address.len() <= SOCKET_PATH_BYTES_MAX {
+            Ok(())
+        } else {
+            unclear("is too long")
+        };
+    }
+    let Some((host, port)) = address.rsplit_once(':') else { return unclear("has no port") };
+    if host.is_empty() {
+        return unclear("has no host");
+    }
+    match port.parse::<u16>() {
+        Ok(0) => return unclear("has port 0, which nobody can dial"),
+        Ok(_) => {}
+        Err(_) => return unclear("has no valid port"),
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if host.contains(':') && bare.is_none() {
+        return Err(format!(
+            "\"{address}\" is not clear: put an IPv6 address in brackets, as in [::1]:9001"
+        ));
+    }
+    if bare.unwrap_or(host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(format!(
+            "nobody can dial {address}: name the host or address by which others reach this node"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a name service has to be asked for it.
+pub fn has_host_name(address: &str) -> bool {
+    if address.starts_with('@') || address.contains('/') {
+        return false;
+    }
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
+}

@@ -1,0 +1,252 @@
+//! The keeper of roles: a task that, on the leader, finds out which members answer and how they
+//! describe themselves, asks [`super::roles`] what should be changed, and changes it: one role at a
+//! time.
+//!
+//! A member that has just joined is promoted as soon as it has caught up. Everything else waits
+//! until it has been wanted for some seconds, so that whoever adds a member and gives it a role by
+//! hand is not overtaken.
+//!
+//! *Invariant*: nothing is changed but by the leader, and nothing while `roles.automatic` is off.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::roles::{Known, Targets, next_change, replacement};
+use super::{Member, membership};
+use crate::base::{MemberInfo, NodeId, Role};
+use crate::raft::{ChangeFailure, Turn};
+
+/// How often the members are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// ... and while one that has joined is to be promoted.
+const LOOK_AT_JOINED: Duration = Duration::from_millis(50);
+
+/// A change is made when it has been wanted this long, and no other was made meanwhile.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// A member that was heard within this time can be promoted ...
+const READY_SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// ... if it is not further behind than this many entries.
+const READY_LAG_MAX: u64 = 5000;
+
+/// How roles are kept.
+#[derive(Clone, Debug)]
+pub struct RoleOptions {
+    /// Whether they are.
+    pub automatic: bool,
+    /// How many voters and stand-bys there should be.
+    pub targets: Targets,
+    /// A member that has not answered this long is taken for gone.
+    pub offline_after: Duration,
+}
+
+/// What the keeper is told.
+#[derive(Default)]
+pub struct Keeper {
+    /// Members that joined and may be waiting for a role.
+    joined: Mutex<BTreeSet<NodeId>>,
+    wake: Notify,
+}
+
+/// What the keeper remembers between two looks.
+#[derive(Default)]
+struct Memory {
+    /// The term it leads in, and since when.
+    leads: Option<(u64, Duration)>,
+    /// The members as they were, and since when.
+    members: (Vec<MemberInfo>, Duration),
+    /// What is wanted, and since when.
+    wanted: Option<((NodeId, Role), Duration)>,
+    /// What went wrong last.
+    said: Option<String>,
+}
+
+/// Starts the keeper.
+pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
+    let member = Arc::downgrade(member);
+    tokio::spawn(async move {
+        let mut memory = Memory::default();
+        loop {
+            let Some(member) = member.upgrade() else { return };
+            memory.look(&member).await;
+            let soon = !member.keeper.joined.lock().is_empty();
+            let pause = if soon { LOOK_AT_JOINED } else { LOOK };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = member.keeper.wake.notified() => {}
+            }
+        }
+    })
+}
+
+impl Memory {
+    async fn look(&mut self, member: &Arc<Member>) {
+        let Ok(term) = member.leading_term() else {
+            *self = Memory::default();
+            member.keeper.joined.lock().clear();
+            return;
+        };
+        let now = member.env.clock.monotonic();
+        if self.leads.is_none_or(|(of, _)| of != term) {
+            *self = Memory { leads: Some((term, now)), ..Memory::default() };
+        }
+        if let Err(failure) = member.core.finish_change().await {
+            return self.say(&failure);
+        }
+        if !member.options.roles.automatic {
+            return member.keeper.joined.lock().clear();
+        }
+        let members = member.leadership().members;
+        if self.members.0 != members {
+            self.members = (members, now);
+        }
+        let known = member.survey(self.led_for(now)).await;
+        let wanted = next_change(member.id, &known, member.options.roles.targets);
+        self.note(wanted, now);
+        let Some((id, role)) = wanted else { return member.keeper.forget(&known) };
+        let prompt = role != Role::Spare && !member.keeper.joined.lock().is_empty();
+        if prompt || self.is_settled(now, &member.options.roles) {
+            self.carry_out(member, id, role).await;
+        }
+    }
+
+    fn led_for(&self, now: Duration) -> Duration {
+        self.leads.map_or(Duration::ZERO, |(_, since)| now.saturating_sub(since))
+    }
+
+    fn note(&mut self, wanted: Option<(NodeId, Role)>, now: Duration) {
+        if self.wanted.map(|(change, _)| change) != wanted {
+            self.wanted = wanted.map(|change| (change, now));
+        }
+    }
+
+    fn is_settled(&self, now: Duration, options: &RoleOptions) -> bool {
+        let settle = SETTLE.min(options.offline_after);
+        let wanted = self.wanted.is_some_and(|(_, since)| now.saturating_sub(since) >= settle);
+        wanted && now.saturating_sub(self.members.1) >= settle
+    }
+
+    async fn carry_out(&mut self, member: &Arc<Member>, id: NodeId, role: Role) {
+        match member.core.assign(id, role, Turn::Now).await {
+            Ok(()) => {
+                self.said = None;
+                tracing::info!(node = id, %role, "a member has another role now");
+            }
+            Err(failure) => self.say(&failure),
+        }
+    }
+
+    fn say(&mut self, failure: &ChangeFailure) {
+        let text = failure.to_string();
+        if *failure != ChangeFailure::InProgress && self.said.as_ref() != Some(&text) {
+            tracing::warn!(why = text, "a member's role was not changed; it will be tried again");
+            self.said = Some(text);
+        }
+    }
+}
+
+impl Keeper {
+    /// A member has joined: it is promoted as soon as it has caught up, if it is needed.
+    pub fn joined(&self, id: NodeId) {
+        self.joined.lock().insert(id);
+        self.wake.notify_one();
+    }
+
+    /// Nobody is to be promoted: those that have caught up wait for nothing.
+    fn forget(&self, known: &[Known]) {
+        let waits = |id: &NodeId| known.iter().any(|known| known.id == *id && !known.ready);
+        self.joined.lock().retain(waits);
+    }
+}
+
+impl Member {
+    /// A member has joined.
+    pub fn note_joined(&self, id: NodeId) {
+        self.keeper.joined(id);
+    }
+
+    /// What this leader knows of the members now.
+    async fn survey(&self, led_for: Duration) -> Vec<Known> {
+        let (silences, lags) = (self.core.silences(), self.core.lags());
+        let members = self.leadership().members;
+        let descriptions = self.descriptions(&members, &silences).await;
+        let offline_after = self.options.roles.offline_after;
+        let known = |member: &MemberInfo| {
+            let silence = match member.id == self.id {
+                true => Some(Duration::ZERO),
+                false => silences.get(&member.id).copied().flatten(),
+            };
+            let lag = if member.id == self.id { Some(&0) } else { lags.get(&member.id) };
+            let answers = silence.is_some_and(|silence| silence <= READY_SILENCE_MAX);
+            let (failure_domain, weight) =
+                descriptions.get(&member.id).copied().unwrap_or_default();
+            Known {
+                id: member.id,
+                role: member.role,
+                online: match silence {
+                    Some(silence) => silence <= offline_after,
+                    // A new leader gives those that vote the time to answer.
+                    None => member.votes() && led_for <= offline_after,
+                },
+                ready: answers && lag.is_some_and(|lag| *lag <= READY_LAG_MAX),
+                failure_domain,
+                weight,
+            }
+        };
+        members.iter().map(known).collect()
+    }
+
+    /// The failure domains and weights of those that answer.
+    async fn descriptions(
+        &self,
+        members: &[MemberInfo],
+        silences: &BTreeMap<NodeId, Option<Duration>>,
+    ) -> BTreeMap<NodeId, (u64, u64)> {
+        let answers = |id: &NodeId| {
+            let silence = silences.get(id).copied().flatten();
+            silence.is_some_and(|silence| silence <= READY_SILENCE_MAX)
+        };
+        let one = async |member: &MemberInfo| {
+            let (id, kind, limit) = (member.id, membership::CALL_DESCRIBE, LOOK);
+            let asked = self.network.call(id, &member.address, kind, Bytes::new(), limit).await;
+            let described = membership::decode_description(&asked.ok()?).ok()?;
+            Some((id, (described.failure_domain, described.weight)))
+        };
+        let asked = members.iter().filter(|member| answers(&member.id)).map(one);
+        let mut all: BTreeMap<_, _> =
+            futures::future::join_all(asked).await.into_iter().flatten().collect();
+        let own = self.description();
+        all.insert(self.id, (own.failure_domain, own.weight));
+        all
+    }
+
+    /// On the leader: lets somebody else vote instead of `leaver`, which is about to stop, if
+    /// there is somebody.
+    pub(super) async fn replace(&self, leaver: NodeId) -> Result<(), ChangeFailure> {
+        if !self.options.roles.automatic {
+            return Ok(());
+        }
+        let known = self.survey(Duration::ZERO).await;
+        let votes = known.iter().any(|known| known.id == leaver && known.role == Role::Voter);
+        let Some(heir) = replacement(leaver, &known).filter(|_| votes) else { return Ok(()) };
+        self.core.assign(heir, Role::Voter, Turn::Wait).await?;
+        tracing::info!(
+            node = heir,
+            instead_of = leaver,
+            "a member votes instead of one that stops"
+        );
+        if leaver == self.id {
+            Ok(())
+        } else {
+            self.core.assign(leaver, Role::Spare, Turn::Wait).await
+        }
+    }
+}

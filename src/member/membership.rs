@@ -1,0 +1,371 @@
+//! Members come, go, and change their roles on somebody's word: a client's request to the leader,
+//! a node that joins or has moved, one that is about to stop.
+//!
+//! What a leader is asked to do to itself it does not do: it hands leadership over and asks its
+//! successor. So a leader can be removed like any other member.
+//!
+//! *Invariant*: whoever is answered "done" finds the change in the leader's membership; a node that
+//! was removed leads nothing and serves nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Failure, Member};
+use crate::base::{MemberInfo, NodeId, Role};
+use crate::codec::{Malformed, Reader};
+use crate::raft::calls::CallError;
+use crate::raft::messages::Refusal;
+use crate::raft::{ChangeFailure, Turn};
+
+/// The call that asks a node how it describes itself; see [`Description`].
+pub const CALL_DESCRIBE: u8 = 3;
+
+/// The call by which a member asks the leader to change what it is itself: a word, and a role.
+pub const CALL_CHANGE: u8 = 4;
+
+/// Words of [`CALL_CHANGE`].
+const REMOVE: u8 = 1;
+const ASSIGN: u8 = 2;
+const STOPPING: u8 = 3;
+
+/// Leadership is handed over within this time, or stays.
+pub const TRANSFER_MAX: Duration = Duration::from_secs(3);
+
+/// The new leader is known here, and ready, within this time.
+const SUCCESSION_MAX: Duration = Duration::from_secs(5);
+
+/// The leader changes a member on its own word within this time.
+const CHANGE_MAX: Duration = Duration::from_secs(20);
+
+/// How long an answer to [`CALL_DESCRIBE`] may take while a new leader is waited for.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+
+/// A node is asked again after this time whether it leads yet.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How a node describes itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// It leads, and takes writes.
+    pub leads: bool,
+    /// What it shares with others that fail together with it.
+    pub failure_domain: u64,
+    /// The higher, the less it is wanted as a voter.
+    pub weight: u64,
+}
+
+fn encode_description(description: Description) -> Bytes {
+    let mut out = BytesMut::with_capacity(17);
+    out.put_u8(u8::from(description.leads));
+    out.put_u64_le(description.failure_domain);
+    out.put_u64_le(description.weight);
+    out.freeze()
+}
+
+/// Reads the answer to [`CALL_DESCRIBE`].
+pub fn decode_description(bytes: &[u8]) -> Result<Description, Malformed> {
+    let mut reader = Reader::new(bytes);
+    let leads = reader.u8()? != 0;
+    Ok(Description { leads, failure_domain: reader.u64()?, weight: reader.u64()? })
+}
+
+/// A node as it asks to be a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It has a log, or a vote, and has not seen that it is a member.
+    Unknown,
+    /// It has neither.
+    Fresh,
+    /// It has seen that it is a member.
+    Member,
+}
+
+/// What became of a node that asked to be a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It is a member, at its address.
+    Member,
+    /// It was one, and was removed.
+    Removed,
+    /// It is not: why.
+    Refused(String),
+}
+
+impl Member {
+    /// How this node describes itself.
+    pub fn description(&self) -> Description {
+        Description {
+            leads: self.leading_term().is_ok(),
+            failure_domain: self.options.failure_domain,
+            weight: self.weight.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Sets this node's weight, until it stops.
+    pub fn set_weight(&self, weight: u64) {
+        self.weight.store(weight, Ordering::Relaxed);
+    }
+
+    /// Whether this node was removed from its cluster.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// The leader said whether this node is a member. What is new is logged.
+    pub fn note_removed(&self, removed: bool) {
+        match (self.removed.swap(removed, Ordering::AcqRel), removed) {
+            (false, true) => tracing::error!(
+                node = self.id,
+                "this node was removed from the cluster and serves nothing: stop it; to join \
+                 anew it needs an empty data directory"
+            ),
+            (true, false) => tracing::info!(node = self.id, "this node is a member again"),
+            _ => {}
+        }
+    }
+
+    /// Fails where this node was removed.
+    pub fn check_belongs(&self) -> Result<(), Failure> {
+        match self.is_removed() {
+            true => Err(Failure::Stopped("this node was removed from the cluster".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    fn check_leads(&self) -> Result<(), ChangeFailure> {
+        self.leading_term().map(drop).map_err(|_| ChangeFailure::NotLeader)
+    }
+
+    /// Adds a member, as a spare, whether or not there is a node yet.
+    pub async fn add_member(&self, id: NodeId, address: &str) -> Result<(), ChangeFailure> {
+        self.check_leads()?;
+        if id == 0 {
+            return Err(ChangeFailure::IdNotValid);
+        }
+        self.core.add(id, address, Turn::Now).await
+    }
+
+    /// Gives a member a role.
+    pub async fn assign_role(
+        self: &Arc<Member>,
+        id: NodeId,
+        role: Role,
+    ) -> Result<(), ChangeFailure> {
+        self.check_leads()?;
+        if id == self.id && role != Role::Voter {
+            return self.have_successor_change(ASSIGN, role).await;
+        }
+        self.core.assign(id, role, Turn::Now).await
+    }
+
+    /// Removes a member.
+    pub async fn remove_member(self: &Arc<Member>, id: NodeId) -> Result<(), ChangeFailure> {
+        self.check_leads()?;
+        if id != self.id {
+            return self.core.remove(id, Turn::Now).await;
+        }
+        self.have_successor_change(REMOVE, Role::Spare).await?;
+        self.note_removed(true);
+        Ok(())
+    }
+
+    /// Hands leadership to the voter `to`, 0 for any, and waits until it leads.
+    pub async fn transfer_to(self: &Arc<Member>, to: NodeId) -> Result<(), ChangeFailure> {
+        self.check_leads()?;
+        let to = match to {
+            0 => self.core.successor().ok_or(ChangeFailure::NotFound)?,
+            to => to,
+        };
+        let members = self.leadership().members;
+        let votes = |member: &MemberInfo| member.id == to && member.votes();
+        if to == self.id || !members.iter().any(votes) {
+            return Err(ChangeFailure::IdNotValid);
+        }
+        let handed = self.hand_over(to, TRANSFER_MAX).await;
+        self.resume_writes();
+        if !handed {
+            return Err(ChangeFailure::TransferFailed);
+        }
+        self.successor_ready().await.map(drop).ok_or(ChangeFailure::TransferFailed)
+    }
+
+    /// Waits until another node leads and takes writes, as it says itself.
+    async fn successor_ready(&self) -> Option<(NodeId, String)> {
+        let ready = async {
+            let mut leadership = self.watch_leadership();
+            loop {
+                let other = |leader: &Option<(NodeId, String)>| {
+                    leader.as_ref().is_some_and(|(id, _)| *id != self.id)
+                };
+                let leader =
+                    leadership.wait_for(|now| other(&now.leader)).await.ok()?.leader.clone();
+                let (id, address) = leader?;
+                let asked =
+                    self.network.call(id, &address, CALL_DESCRIBE, Bytes::new(), ANSWER_MAX);
+                let described = asked.await.ok().and_then(|bytes| decode_description(&bytes).ok());
+                if described.is_some_and(|described| described.leads) {
+                    return Some((id, address));
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::time::timeout(SUCCESSION_MAX, ready).await.ok().flatten()
+    }
+
+    /// Hands leadership over and has the next leader change this member.
+    async fn have_successor_change(
+        self: &Arc<Member>,
+        word: u8,
+        role: Role,
+    ) -> Result<(), ChangeFailure> {
+        let voters = self.leadership().members.into_iter().filter(MemberInfo::votes);
+        if voters.filter(|voter| voter.id != self.id).count() == 0 {
+            return Err(ChangeFailure::LastVoter(self.id));
+        }
+        self.transfer_to(0).await?;
+        self.ask_leader(word, role, CHANGE_MAX).await
+    }
+
+    /// Asks the leader to change this member.
+    async fn ask_leader(&self, word: u8, role: Role, limit: Duration) -> Result<(), ChangeFailure> {
+        let leader = self.leadership().leader.filter(|(id, _)| *id != self.id);
+        let (id, address) = leader.ok_or(ChangeFailure::NotLeader)?;
+        let role = u8::try_from(role.code()).unwrap_or_default();
+        let body = Bytes::copy_from_slice(&[word, role]);
+        match self.network.call(id, &address, CALL_CHANGE, body, limit).await {
+            Ok(_) => Ok(()),
+            Err(CallError::Unreachable(_)) => Err(ChangeFailure::NotLeader),
+            Err(CallError::Refused(why)) => Err(ChangeFailure::Refused(why)),
+            Err(CallError::Lost | CallError::Late) => Err(ChangeFailure::LeadershipLost),
+        }
+    }
+
+    /// Before a stop: hands leadership over, where there is anybody to hand it to.
+    pub async fn leave_leadership(self: &Arc<Member>) {
+        if self.leading_term().is_err() {
+            return;
+        }
+        if self.core.successor().is_none()
+            && let Err(failure) = self.replace(self.id).await
+        {
+            tracing::info!(why = %failure, "nobody else was made a voter");
+        }
+        let Some(to) = self.core.successor() else { return };
+        if self.hand_over(to, TRANSFER_MAX).await {
+            // The new leader need not be ready, only known: the role is to be handed over next.
+            let mut leadership = self.watch_leadership();
+            let other = |leader: &Option<(NodeId, String)>| {
+                leader.as_ref().is_some_and(|(id, _)| *id != self.id)
+            };
+            // An error means that the member is gone.
+            let _ = leadership.wait_for(|now| other(&now.leader)).await;
+        } else {
+            tracing::warn!(to, "leadership was not taken over in time; stopping all the same");
+        }
+    }
+
+    /// Before a stop: lets somebody else vote instead of this member, if there is somebody.
+    pub async fn leave_role(&self, limit: Duration) {
+        let leadership = self.leadership();
+        let own = leadership.members.iter().find(|member| member.id == self.id);
+        let heirs = leadership.members.iter().any(|member| !member.votes());
+        if !heirs || !own.is_some_and(MemberInfo::votes) || leadership.open_term.is_some() {
+            return;
+        }
+        if let Err(failure) = self.ask_leader(STOPPING, Role::Spare, limit).await {
+            tracing::info!(why = %failure, "this member's role was not handed over");
+        }
+    }
+
+    /// Answers a member that asks the leader to change it.
+    pub async fn answer_change(&self, from: NodeId, body: &[u8]) -> Result<Bytes, Refusal> {
+        let mut reader = Reader::new(body);
+        let malformed = |error: Malformed| Refusal(error.to_string());
+        let (word, role) = (reader.u8().map_err(malformed)?, reader.u8().map_err(malformed)?);
+        let role = Role::from_code(u64::from(role));
+        let done = match (word, role) {
+            (REMOVE, _) => self.core.remove(from, Turn::Wait).await,
+            (ASSIGN, Some(role)) => self.core.assign(from, role, Turn::Wait).await,
+            (STOPPING, _) => self.replace(from).await,
+            _ => return Err(Refusal("an unknown change".to_owned())),
+        };
+        done.map(|()| Bytes::new()).map_err(|failure| Refusal(failure.to_string()))
+    }
+
+    /// Answers a node that asks how this one describes itself.
+    pub fn answer_describe(&self) -> Bytes {
+        encode_description(self.description())
+    }
+
+    /// On the leader: lets a node in, or writes down where it is now.
+    pub async fn admit_node(&self, id: NodeId, past: Past, address: &str) -> Admission {
+        let members = self.leadership().members;
+        let changed = match members.iter().find(|member| member.id == id) {
+            None if past == Past::Member => return Admission::Removed,
+            None => match self.core.add(id, address, Turn::Wait).await {
+                Ok(()) => {
+                    tracing::info!(node = id, address, "a node has joined");
+                    self.note_joined(id);
+                    Ok(())
+                }
+                // It asked twice at the same moment.
+                Err(ChangeFailure::IdInUse) => Ok(()),
+                Err(failure) => Err(failure),
+            },
+            Some(known) if known.votes() && past == Past::Fresh => {
+                // It had caught up before it was let vote: what it acknowledged and voted is lost.
+                return Admission::Refused(format!(
+                    "node {id} has voted in this cluster, and its data directory is empty: \
+                     restore the directory, or remove node {id} and start the node with another \
+                     --id"
+                ));
+            }
+            Some(known) if known.address != address => {
+                tracing::info!(node = id, before = known.address, now = address, "a member moves");
+                self.core.set_address(id, address).await
+            }
+            Some(_) => Ok(()),
+        };
+        match changed {
+            Ok(()) => Admission::Member,
+            Err(ChangeFailure::AddressInUse) => Admission::Refused(format!(
+                "another member has the address {address}: give node {id} another one, or remove \
+                 that member first"
+            )),
+            Err(failure) => Admission::Refused(failure.to_string()),
+        }
+    }
+
+    /// This node, listed as a member, is at `address`. Tells whether the membership says so; a
+    /// leader sees to it.
+    pub async fn move_self(&self, address: &str) -> Result<(), ChangeFailure> {
+        self.core.set_address(self.id, address).await
+    }
+
+    /// A member listed elsewhere says that it is at `address`: it is dialed there at once.
+    pub fn note_moved(&self, id: NodeId, address: &str) {
+        let members = self.core.view().members;
+        let Some(listed) = members.iter().find(|member| member.id == id) else { return };
+        if listed.address != address {
+            self.network.moved(id, &listed.address, address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes that docs/format.md draws.
+    #[test]
+    fn the_bytes_are_the_drawn_ones() {
+        let described = Description { leads: true, failure_domain: 2, weight: 3 };
+        let bytes = encode_description(described);
+        assert_eq!(bytes, &b"\x01\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"[..]);
+        assert_eq!(decode_description(&bytes), Ok(described));
+        assert!(decode_description(&bytes[1..]).is_err());
+    }
+}
