@@ -149,7 +149,7 @@ impl Trio {
         until("three voters", || {
             let member = trio.nodes.values().find(|node| node.member().leading_term().is_ok())?;
             let leadership = member.member().leadership();
-            let voters = leadership.members.iter().filter(|(_, _, votes)| *votes).count();
+            let voters = leadership.members.iter().filter(|member| member.votes()).count();
             (voters == 3).then_some(())
         })
         .await;

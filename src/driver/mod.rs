@@ -82,7 +82,6 @@ pub use typed::Row;
 pub use crate::wire::response::{Digest, Status};
 pub use crate::wire::{NodeInfo, ReadLevel, Text, Value};
 
-
 use crate::base::{Env, Randomness};
 use crate::wire::{Request, Response};
 use call::{Call, Effect, Op, Target, unexpected};

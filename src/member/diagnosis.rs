@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::base::{MemberInfo, NodeId, Role};
 use crate::base::quorum::{self, Voice};
+use crate::base::{MemberInfo, NodeId, Role};
 use crate::raft::CoreView;
 use crate::raft::calls::CallError;
 

@@ -228,7 +228,8 @@ impl Node {
 
     /// Hands leadership to another voter and the vote to another member, where there is one.
     async fn hand_over(&self) {
-        let handed = tokio::time::timeout(limits::HANDOVER_AT_STOP_MAX, self.member.leave_leadership());
+        let handed =
+            tokio::time::timeout(limits::HANDOVER_AT_STOP_MAX, self.member.leave_leadership());
         if handed.await.is_err() {
             tracing::warn!("leadership was not taken over in time; stopping all the same");
         }
