@@ -52,7 +52,7 @@ async fn counter(database: &Database) -> Result<i64> {
 /// that has succeeded; how many times it had to begin again.
 async fn add_one(database: &Database, begin: Begin) -> Result<usize> {
     for again in 0.. {
-        let mut transaction = database.transaction_with(begin).await?;
+        let mut transaction = database.begin_with(begin).await?;
         let read = transaction.query("SELECT v FROM c", vec![]).await?.rows;
         let Value::Integer(value) = read[0][0] else { anyhow::bail!("{read:?}") };
         let written =

@@ -420,7 +420,7 @@ async fn a_transaction_whose_leader_is_killed_is_told_lost_and_leaves_nothing() 
     let mut cluster = Cluster::start(3).await?;
     let database = cluster.client()?.database("bank");
     database.execute("CREATE TABLE t(id INTEGER PRIMARY KEY)", vec![]).await?;
-    let mut open = database.transaction_with(Begin::Immediate).await?;
+    let mut open = database.begin_with(Begin::Immediate).await?;
     open.execute("INSERT INTO t VALUES(1)", vec![]).await?;
     let leader = cluster.wait_for_leader().await?;
     cluster.kill(leader)?;
@@ -428,7 +428,7 @@ async fn a_transaction_whose_leader_is_killed_is_told_lost_and_leaves_nothing() 
     ensure!(matches!(error, DriverError::TransactionLost { .. }), "{error:?}");
     let error = open.commit().await.unwrap_err();
     ensure!(matches!(error, DriverError::Invalid(_)), "{error:?}");
-    let mut next = database.transaction_with(Begin::Immediate).await?;
+    let mut next = database.begin_with(Begin::Immediate).await?;
     next.execute("INSERT INTO t VALUES(3)", vec![]).await?;
     next.commit().await?;
     let rows = database.query("SELECT id FROM t", vec![]).await?.rows;

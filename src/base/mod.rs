@@ -9,6 +9,7 @@
 pub mod exec;
 pub mod ids;
 pub mod limits;
+pub mod quorum;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

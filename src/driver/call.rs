@@ -11,13 +11,16 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::Inner;
 use super::connection::{Connection, Fault, Level};
 use super::error::{DriverError, Outcome};
 use super::leader::{Backoff, Leaders};
-use super::pool::Lent;
+use super::pool::{Lent, Wanted};
 use super::rows::{Collector, Rows};
+use super::spread::ReadFrom;
+use super::sql;
 use crate::wire::{Params, Request, Response, Text, code};
 
 /// Whom the calls go to.
@@ -45,6 +48,8 @@ pub(super) struct Call<'a> {
     pub(super) database: Option<&'a str>,
     pub(super) level: Level,
     pub(super) effect: Effect,
+    /// Who may serve it, if it reads.
+    pub(super) from: ReadFrom,
     /// It may leave a transaction open: its connection is not used again.
     pub(super) opens_transaction: bool,
     pub(super) deadline: Instant,
@@ -63,6 +68,36 @@ pub(super) enum Op {
 }
 
 impl Op {
+    /// The statement's text.
+    fn sql(&self) -> Option<&str> {
+        match self {
+            Op::Plain(_) => None,
+            Op::Exec(sql, _) | Op::Query(sql, _) => sql.as_str(),
+            Op::Prepare(sql) | Op::ExecPrepared(sql, _) | Op::QueryPrepared(sql, _) => Some(sql),
+        }
+    }
+
+    /// The span of a call: what it does and to which database, and a number by which equal
+    /// statements are known; never its text or parameters.
+    fn span(&self, call: Call<'_>) -> tracing::Span {
+        let span = tracing::debug_span!(
+            "quire.call",
+            db.system.name = "sqlite",
+            db.namespace = call.database,
+            db.operation.name = tracing::field::Empty,
+            quire.fingerprint = tracing::field::Empty,
+            quire.effect = ?call.effect,
+        );
+        if !span.is_disabled()
+            && let Some(text) = self.sql()
+        {
+            span.record("db.operation.name", sql::operation(text));
+            let fingerprint = format!("{:016x}", sql::fingerprint(text));
+            span.record("quire.fingerprint", fingerprint.as_str());
+        }
+        span
+    }
+
     /// Refuses what no server takes.
     fn check(&self) -> Result<(), DriverError> {
         let (sql, params) = match self {
@@ -209,14 +244,31 @@ impl Inner {
         collect: Option<usize>,
     ) -> Result<Answer, DriverError> {
         op.check()?;
+        self.counters.calls.add();
+        let answer = self.repeat(call, op, collect).instrument(op.span(call)).await;
+        if let Err(DriverError::OutcomeUnknown { .. }) = &answer {
+            self.counters.outcomes_unknown.add();
+        }
+        answer
+    }
+
+    async fn repeat(
+        &self,
+        call: Call<'_>,
+        op: &Op,
+        collect: Option<usize>,
+    ) -> Result<Answer, DriverError> {
+        if let Some(answer) = self.read_from_any(call, op, collect).await? {
+            return Ok(answer);
+        }
         let mut backoff = Backoff::new(&self.options);
         let mut broken = false;
         loop {
-            let address = match &self.target {
-                Target::Leader(leaders) => leaders.find(call.deadline).await?,
-                Target::Member(address) => address.clone(),
+            let (address, follower) = match &self.target {
+                Target::Leader(leaders) => (leaders.find(call.deadline).await?, false),
+                Target::Member(address) => (address.clone(), true),
             };
-            let outcome = match self.attempt(&address, call, op, collect).await {
+            let outcome = match self.attempt(&address, follower, call, op, collect).await {
                 Ok(answer) => return Ok(answer),
                 Err(Setback::Fail(error)) => {
                     self.suspect(&address, &error);
@@ -224,6 +276,7 @@ impl Inner {
                 }
                 Err(Setback::Again(outcome)) => outcome,
             };
+            tracing::debug!(%address, %outcome, "not executed");
             let leaders = match &self.target {
                 Target::Leader(leaders) => leaders,
                 // An idle connection may have gone stale unnoticed.
@@ -238,12 +291,14 @@ impl Inner {
             };
             let late = DriverError::TimedOut(format!("{address} {outcome}"));
             leaders.demote(&address, outcome);
+            self.pool.forget(&address);
             if Instant::now() >= call.deadline {
                 return Err(late);
             }
             if !backoff.wait(call.deadline).await {
                 return Err(leaders.no_leader());
             }
+            self.counters.retries.add();
         }
     }
 
@@ -256,14 +311,15 @@ impl Inner {
         }
     }
 
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         address: &Arc<str>,
+        follower: bool,
         call: Call<'_>,
         op: &Op,
         collect: Option<usize>,
     ) -> Result<Answer, Setback> {
-        let mut lent = self.connect(address, call).await?;
+        let mut lent = self.connect(address, follower, call).await?;
         let result = self.exchange(&mut lent, call, op, collect).await;
         match result {
             Ok(Exchanged::First(response)) => Ok(Answer::First(lent, response)),
@@ -272,7 +328,7 @@ impl Inner {
                 // What the server keeps for it may be gone as well.
                 let unknown = matches!(setback, Setback::Fail(DriverError::OutcomeUnknown { .. }));
                 if unknown || matches!(setback, Setback::Again(_)) {
-                    lent.discard();
+                    lent.give_up();
                 }
                 Err(setback)
             }
@@ -317,23 +373,29 @@ impl Inner {
     }
 
     /// A connection that has what the call needs. Nothing of the call is sent yet.
-    async fn connect(&self, address: &Arc<str>, call: Call<'_>) -> Result<Lent, Setback> {
-        let (level, deadline) = (call.level, call.deadline);
-        let slot = self.pool.slot(address, call.database, level, deadline).await;
+    async fn connect(
+        &self,
+        address: &Arc<str>,
+        follower: bool,
+        call: Call<'_>,
+    ) -> Result<Lent, Setback> {
+        let Call { database, level, deadline, .. } = call;
+        let wanted = Wanted { address, database, level, follower };
+        let slot = self.pool.slot(wanted, deadline).await;
         let mut slot = slot.map_err(Setback::Fail)?;
         let connection = match slot.take_idle() {
             Some(connection) => connection,
             None => {
                 let dialled = deadline.min(Instant::now() + self.options.dial_timeout);
-                let dialled = Connection::dial(&*self.options.dial, address, dialled).await;
+                let (dial, counters) = (&*self.options.dial, &self.counters);
+                let dialled = Connection::dial(dial, address, follower, counters, dialled).await;
                 dialled.map_err(Setback::Again)?
             }
         };
         let mut lent = slot.lend(connection);
-        let follower = matches!(self.target, Target::Member(_));
         let faulty = |fault: Fault| judge_fault(Effect::Read, &fault);
         let connection = lent.get().map_err(faulty)?;
-        let answer = connection.prepare_for(call.database, level, follower, deadline).await;
+        let answer = connection.prepare_for(database, level, deadline).await;
         let setback = match answer.map_err(faulty)? {
             None => return Ok(lent),
             Some(Response::Failure { code, message }) => judge(Effect::Read, code, &message),

@@ -5,7 +5,8 @@
 //! statements), so that the pool can hand out one that already has what a call needs.
 //!
 //! *Invariant*: between a request and the last message of its answer the connection is *busy*, and
-//! a busy connection is never reused: a call that is dropped half-way costs its connection.
+//! a busy connection is never reused before what runs there was interrupted and its answer read
+//! ([`Connection::interrupt`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::address::{Dial, Stream};
 use super::error::Outcome;
+use super::metrics::{Counters, OpenMark};
 use crate::base::limits;
 use crate::wire::request::HELLO_FOLLOWER_READS;
 use crate::wire::{
@@ -69,12 +71,19 @@ pub(super) struct Connection {
     decoder: FrameDecoder,
     out: BytesMut,
     busy: bool,
+    /// What runs is a statement that was sent whole: Interrupt ends it, and its answer is read.
+    interruptible: bool,
+    /// An answer did not come in time; it may still come.
+    late: bool,
     in_transaction: bool,
+    /// Whether it reads where nobody leads; said with Hello, once.
+    follower: bool,
     database: Option<(String, u32)>,
     extension: Extension,
     level: Level,
     /// Least recently used first.
     statements: VecDeque<Prepared>,
+    _open: OpenMark,
 }
 
 /// How many statements stay prepared on a connection.
@@ -85,12 +94,18 @@ impl Connection {
     pub(super) async fn dial(
         dial: &dyn Dial,
         address: &Arc<str>,
+        follower: bool,
+        counters: &Counters,
         deadline: Instant,
     ) -> Result<Box<Connection>, Outcome> {
+        let began = Instant::now();
         let stream = match timeout_at(deadline, dial.dial(address)).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(Outcome::Refused(error.to_string())),
-            Err(_) => return Err(Outcome::TimedOut),
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Err(Outcome::Refused);
+            }
+            Ok(Err(error)) => return Err(Outcome::Unreachable(error.to_string())),
+            Err(_) => return Err(Outcome::TimedOut(deadline.saturating_duration_since(began))),
         };
         Ok(Box::new(Connection {
             address: address.clone(),
@@ -98,11 +113,15 @@ impl Connection {
             decoder: FrameDecoder::new(limits::FRAME_BYTES_MAX),
             out: BytesMut::from(&Handshake::Current.bytes()[..]),
             busy: false,
+            interruptible: false,
+            late: false,
             in_transaction: false,
+            follower,
             database: None,
             extension: Extension::NotAsked,
             level: Level::default(),
             statements: VecDeque::new(),
+            _open: OpenMark::new(counters),
         }))
     }
 
@@ -134,6 +153,22 @@ impl Connection {
         self.in_transaction = open;
     }
 
+    /// Whether it reads where nobody leads.
+    pub(super) fn is_follower(&self) -> bool {
+        self.follower
+    }
+
+    /// Whether what runs on it can be ended by [`Connection::interrupt`], and nothing else is lost
+    /// with it.
+    pub(super) fn is_interruptible(&self) -> bool {
+        self.busy && self.interruptible && !self.in_transaction
+    }
+
+    /// Whether an answer did not come in time.
+    pub(super) fn is_late(&self) -> bool {
+        self.late
+    }
+
     /// Whether another call may use it.
     pub(super) fn is_reusable(&self) -> bool {
         !self.busy && !self.in_transaction
@@ -152,6 +187,7 @@ impl Connection {
         deadline: Instant,
     ) -> Result<Response, Fault> {
         self.busy = true;
+        self.interruptible = false;
         let encoded = request.encode(&mut self.out);
         encoded.map_err(|error| Fault::NotSent(error.to_string()))?;
         // A server executes whole frames only: until the last byte is handed over, nothing.
@@ -167,6 +203,15 @@ impl Connection {
             Ok(Err(error)) => return Err(Fault::Lost(error.to_string())),
             Err(_) => return Err(Fault::Lost("the server takes no bytes".to_owned())),
         }
+        // The answers to others may be Empty themselves, as the one to Interrupt is.
+        self.interruptible = matches!(
+            request,
+            Request::Exec { .. }
+                | Request::ExecSql { .. }
+                | Request::Query { .. }
+                | Request::QuerySql { .. }
+                | Request::Prepare { .. }
+        );
         let response = self.response(deadline).await?;
         self.busy = matches!(response, Response::Rows(_));
         Ok(response)
@@ -174,8 +219,13 @@ impl Connection {
 
     /// Reads one more message.
     pub(super) async fn response(&mut self, deadline: Instant) -> Result<Response, Fault> {
-        let frame = self.frame(deadline).await?;
-        Response::decode(&frame).map_err(|error| Fault::Lost(error.to_string()))
+        let decoded = match self.frame(deadline).await {
+            Ok(frame) => Response::decode(&frame).map_err(|error| Fault::Lost(error.to_string())),
+            Err(fault) => Err(fault),
+        };
+        // After a wrong answer there is none to be read; after a late one there may be.
+        self.interruptible &= decoded.is_ok() || self.late;
+        decoded
     }
 
     /// The answer is complete: the last Rows message was read.
@@ -194,12 +244,15 @@ impl Connection {
                 Ok(Ok(0)) => return Err(Fault::Lost("the server closed the connection".into())),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return Err(Fault::Lost(error.to_string())),
-                Err(_) => return Err(Fault::Lost("no answer in time".into())),
+                Err(_) => {
+                    self.late = true;
+                    return Err(Fault::Lost("no answer in time".into()));
+                }
             }
         }
     }
 
-    /// Asks the server to stop a stream of rows and reads what it still sends.
+    /// Asks the server to stop what runs and reads what it still sends.
     pub(super) async fn interrupt(&mut self, deadline: Instant) -> Result<(), Fault> {
         let database = u64::from(self.database_id());
         let mut response = self.request(&Request::Interrupt { database }, deadline).await?;
@@ -208,18 +261,18 @@ impl Connection {
             response = self.response(deadline).await?;
         }
         self.busy = false;
+        self.late = false;
         Ok(())
     }
 
-    /// Brings the connection to what a call needs; `follower` allows reads where nobody leads.
-    /// Answers with what the server said if it is not what was hoped for.
+    /// Brings the connection to what a call needs. Answers with what the server said if it is not what was hoped for.
     pub(super) async fn prepare_for(
         &mut self,
         database: Option<&str>,
         level: Level,
-        follower: bool,
         deadline: Instant,
     ) -> Result<Option<Response>, Fault> {
+        let follower = self.follower;
         if self.extension == Extension::NotAsked && (follower || level != self.level) {
             let flags = if follower { HELLO_FOLLOWER_READS } else { 0 };
             let hello = Request::Hello { version: EXTENSION_VERSION, flags };

@@ -2,7 +2,9 @@
 //!
 //! Each call takes a connection of the pool for as long as it lasts, so that what belongs to a
 //! connection (transactions, temporary tables, pragmas) is out of reach here: use
-//! [`Database::transaction`] or [`Database::session`].
+//! [`Database::transaction`], [`Database::begin`] or [`Database::session`]. What a handle is told
+//! (read level, who serves reads, a bound on each call) is for one call where the handle is made
+//! for one call: it is cheap to clone.
 //!
 //! *Invariant*: a statement that begins or ends a transaction is refused here, except within a
 //! script, whose connection is not used again.
@@ -10,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::Client;
@@ -17,8 +20,11 @@ use super::call::{Call, Effect, Op, unexpected};
 use super::connection::Level;
 use super::error::DriverError;
 use super::rows::{ExecResult, RowStream, Rows, Source};
-use super::session::{Begin, Session, Transaction};
+use super::session::Session;
+use super::spread::ReadFrom;
 use super::sql;
+use super::transaction::{Begin, Transaction};
+use super::typed::Row;
 use crate::wire::{Params, ReadLevel, Response, Value};
 
 /// A database of a cluster. Cheap to clone.
@@ -27,6 +33,7 @@ pub struct Database {
     client: Client,
     name: Arc<str>,
     level: Level,
+    from: ReadFrom,
     timeout: Duration,
 }
 
@@ -63,7 +70,8 @@ pub(super) fn encode(values: &[Value]) -> Result<Params, DriverError> {
 
 impl Database {
     pub(super) fn new(client: Client, name: &str, timeout: Duration) -> Database {
-        Database { client, name: name.into(), level: Level::default(), timeout }
+        let from = client.inner.options.read_from;
+        Database { client, name: name.into(), level: Level::default(), from, timeout }
     }
 
     /// The database's name.
@@ -74,6 +82,12 @@ impl Database {
     /// The same database, read at another level.
     pub fn read_level(mut self, level: ReadLevel) -> Database {
         self.level.level = level;
+        self
+    }
+
+    /// The same database, whose reads are served by whom this says.
+    pub fn read_from(mut self, from: ReadFrom) -> Database {
+        self.from = from;
         self
     }
 
@@ -103,6 +117,7 @@ impl Database {
             database: Some(&self.name),
             level: self.level,
             effect,
+            from: self.from,
             opens_transaction,
             deadline: Instant::now() + self.timeout,
         }
@@ -131,6 +146,42 @@ impl Database {
     pub async fn query(&self, sql: &str, params: Vec<Value>) -> Result<Rows, DriverError> {
         let (call, op) = self.query_call(sql, &params)?;
         self.client.inner.collect(call, &op).await
+    }
+
+    /// Runs one statement; its rows become values of a type: structs by the names of columns,
+    /// tuples by their positions, single values from rows of one column. See [`Row::to`].
+    ///
+    /// ```no_run
+    /// # async fn example(shop: quire::driver::Database) -> Result<(), quire::driver::DriverError> {
+    /// #[derive(serde::Deserialize)]
+    /// struct Order {
+    ///     item: String,
+    ///     count: u32,
+    /// }
+    /// let orders: Vec<Order> = shop.query_as("SELECT item, count FROM orders", vec![]).await?;
+    /// let pairs: Vec<(String, u32)> = shop.query_as("SELECT item, count FROM orders", vec![]).await?;
+    /// # let _ = (orders, pairs); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Row`]: a row is no `T`; it says which column, and what it holds.
+    pub async fn query_as<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        params: Vec<Value>,
+    ) -> Result<Vec<T>, DriverError> {
+        self.query(sql, params).await?.to()
+    }
+
+    /// Runs one statement; its rows go through a function.
+    pub async fn query_map<T>(
+        &self,
+        sql: &str,
+        params: Vec<Value>,
+        row: impl FnMut(Row<'_>) -> Result<T, DriverError>,
+    ) -> Result<Vec<T>, DriverError> {
+        self.query(sql, params).await?.map(row)
     }
 
     /// Runs one statement; its rows are read as they arrive, in bounded memory. Nothing is
@@ -171,13 +222,13 @@ impl Database {
         }
     }
 
-    /// A transaction that takes its locks as it needs them.
-    pub async fn transaction(&self) -> Result<Transaction, DriverError> {
-        Transaction::begin(self.session(), Begin::Deferred).await
+    /// Begins a transaction that takes its locks as it needs them.
+    pub async fn begin(&self) -> Result<Transaction, DriverError> {
+        self.begin_with(Begin::Deferred).await
     }
 
-    /// A transaction that takes its locks in the given manner.
-    pub async fn transaction_with(&self, begin: Begin) -> Result<Transaction, DriverError> {
+    /// Begins a transaction that takes its locks in the given manner.
+    pub async fn begin_with(&self, begin: Begin) -> Result<Transaction, DriverError> {
         Transaction::begin(self.session(), begin).await
     }
 
@@ -188,7 +239,7 @@ impl Database {
 }
 
 pub(super) fn refuse_control() -> DriverError {
-    let text = "BEGIN, COMMIT and the like need a transaction() or a session()";
+    let text = "BEGIN, COMMIT and the like need a begin(), a transaction() or a session()";
     DriverError::Invalid(text.to_owned())
 }
 
@@ -226,6 +277,14 @@ impl Statement {
         let op = Op::QueryPrepared(self.sql.clone(), encode(&params)?);
         let call = self.database.call(self.effect, false);
         self.database.client.inner.collect(call, &op).await
+    }
+
+    /// Runs it; its rows become values of a type, see [`Row::to`].
+    pub async fn query_as<T: DeserializeOwned>(
+        &self,
+        params: Vec<Value>,
+    ) -> Result<Vec<T>, DriverError> {
+        self.query(params).await?.to()
     }
 
     /// Runs it; its rows are read as they arrive.

@@ -2,11 +2,14 @@
 //! ([`DriverError::fate`]).
 //!
 //! *Invariant*: an error other than [`DriverError::OutcomeUnknown`] is a promise that nothing of
-//! the statement was kept.
+//! the statement was kept; but for [`DriverError::Row`] and [`DriverError::ResultTooLarge`], which
+//! are about the rows of a statement that ran.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::base::Fate;
+use crate::base::quorum::Voice;
 use crate::wire::code;
 
 /// What one address did while a leader was searched.
@@ -21,10 +24,12 @@ pub struct Attempt {
 /// See [`Attempt`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// Nobody listens there.
+    Refused,
     /// No connection; the system's reason.
-    Refused(String),
-    /// No connection or no answer in time.
-    TimedOut,
+    Unreachable(String),
+    /// No connection or no answer within this time.
+    TimedOut(Duration),
     /// It closed the connection, or what it said made no sense.
     Broke(String),
     /// It said that another one leads.
@@ -38,12 +43,28 @@ pub enum Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::Refused(reason) => write!(f, "cannot be reached ({reason})"),
-            Outcome::TimedOut => f.write_str("did not answer in time"),
+            Outcome::Refused => f.write_str("refused the connection"),
+            Outcome::Unreachable(reason) => write!(f, "cannot be reached ({reason})"),
+            Outcome::TimedOut(within) if within.subsec_millis() == 0 => {
+                write!(f, "did not answer in {} s", within.as_secs())
+            }
+            Outcome::TimedOut(within) => {
+                write!(f, "did not answer in {} ms", within.as_millis())
+            }
             Outcome::Broke(reason) => write!(f, "broke off ({reason})"),
             Outcome::Named(leader) => write!(f, "named {leader}"),
             Outcome::KnowsNone => f.write_str("knows no leader"),
             Outcome::NotLeader => f.write_str("does not lead"),
+        }
+    }
+}
+
+impl Outcome {
+    /// Whether it answers, whatever it says.
+    pub(super) fn voice(&self) -> Voice {
+        match self {
+            Outcome::Named(_) | Outcome::KnowsNone | Outcome::NotLeader => Voice::Answers,
+            silent => Voice::Silent(silent.to_string()),
         }
     }
 }
@@ -54,20 +75,14 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// All attempts in one sentence's second half.
-fn list(attempts: &[Attempt]) -> String {
-    if attempts.is_empty() {
-        return "there was no time to ask anybody".to_owned();
-    }
-    attempts.iter().map(Attempt::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// An error of the driver.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
-    /// Nobody leads, as far as the given addresses can tell. Nothing was executed.
-    #[error("found no leader: {}", list(.attempts))]
+    /// Nobody leads, as far as the known addresses can tell. Nothing was executed.
+    #[error("{why}")]
     NoLeader {
+        /// In one sentence: who answers, who does not and how, how many votes are missing.
+        why: String,
         /// What each address did last.
         attempts: Vec<Attempt>,
     },
@@ -106,6 +121,25 @@ pub enum DriverError {
     /// The time was over before the statement was sent, or before a read was answered.
     #[error("timed out: {0}")]
     TimedOut(String),
+    /// Too many calls wait for a connection of the pool already. Nothing was executed.
+    #[error(
+        "{waiters_max} calls wait for a connection already; allow more connections, or send less"
+    )]
+    Overloaded {
+        /// The bound, from [`super::Options`].
+        waiters_max: usize,
+    },
+    /// The client was closed by [`super::Client::close`]. Nothing was executed.
+    #[error("the client is closed")]
+    Closed,
+    /// A row does not fit the type that it was to become. The statement ran all the same.
+    #[error("row {row}: {problem}")]
+    Row {
+        /// Which row, counted from 1.
+        row: usize,
+        /// Column, what was expected and what is there.
+        problem: String,
+    },
     /// The result has more bytes than a collected result may have.
     #[error("the result has more than {bytes_max} bytes; read it as a stream")]
     ResultTooLarge {
@@ -126,10 +160,12 @@ impl DriverError {
             | DriverError::StreamBroken { .. }
             | DriverError::TransactionLost { .. } => Fate::RetryElsewhere,
             DriverError::Sqlite { code, .. } if code & 0xFF == code::BUSY => Fate::RetryHere,
-            DriverError::TimedOut(_) => Fate::RetryHere,
+            DriverError::TimedOut(_) | DriverError::Overloaded { .. } => Fate::RetryHere,
             DriverError::OutcomeUnknown { .. } => Fate::OutcomeUnknown,
             DriverError::Sqlite { .. }
             | DriverError::ResultTooLarge { .. }
+            | DriverError::Row { .. }
+            | DriverError::Closed
             | DriverError::Invalid(_) => Fate::Reject,
         }
     }

@@ -19,11 +19,17 @@
 //! |---|---|
 //! | `address` | addresses, and the door to the network ([`Dial`]) |
 //! | `connection` | one connection: a request and its answer |
-//! | `leader` | the search for the leader, one for all callers |
-//! | `pool` | connections lent and returned |
+//! | [`store`] | where the list of servers is kept: memory, a YAML file, an SQLite table |
+//! | `members` | the servers known, and why none of them leads |
+//! | `leader` | the search for the leader, one for all callers; the list kept up to date |
+//! | `pool` | connections lent and returned; statements given up by their callers |
 //! | `call` | a call with its retries: the rule of what may be repeated |
-//! | `database`, `session`, `rows` | what callers hold: databases, transactions, results |
-//! | `sql` | where statements end, and which of them only read |
+//! | `spread` | reads served by other members |
+//! | `database`, `batch` | what callers hold: databases, statements, several at once |
+//! | `session`, `transaction`, `closure` | transactions by hand, with savepoints, as closures |
+//! | `rows`, `typed` | results, and rows as Rust types |
+//! | `metrics` | what a client counts |
+//! | [`sql`] | where statements end, which of them only read, their fingerprints |
 //!
 //! It speaks plain dqlite, to a dqlite server too; what goes beyond it (read levels, reads on a
 //! follower, digests) is asked for with Hello and done without where the server does not know it.
@@ -32,18 +38,26 @@
 //! `member`.
 
 mod address;
+mod batch;
 mod call;
+mod closure;
 mod connection;
 mod database;
 mod error;
 mod leader;
+mod members;
+mod metrics;
 mod params;
 mod pool;
 mod rows;
 mod session;
+mod spread;
 pub mod sql;
+pub mod store;
 #[cfg(test)]
 mod tests;
+mod transaction;
+mod typed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,12 +65,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use address::{Dial, PlainDial, Stream};
+pub use closure::TransactionOptions;
 pub use database::{Database, Statement};
 pub use error::{Attempt, DriverError, Outcome};
+pub use metrics::Metrics;
 pub use rows::{ExecResult, RowStream, Rows};
-pub use session::{Begin, Session, Transaction};
+pub use session::Session;
+pub use spread::ReadFrom;
+pub use store::{MemoryStore, Role, Server, ServerStore, SqliteStore, YamlStore};
+pub use transaction::{Begin, Savepoint, Transaction};
+pub use typed::Row;
 
-pub use crate::wire::response::Digest;
+pub use crate::wire::response::{Digest, Status};
 pub use crate::wire::{NodeInfo, ReadLevel, Text, Value};
 
 use crate::base::{Env, Randomness};
@@ -64,6 +84,7 @@ use crate::wire::{Request, Response};
 use call::{Call, Effect, Op, Target, unexpected};
 use connection::Level;
 use leader::Leaders;
+use metrics::Counters;
 use pool::Pool;
 
 /// The bounds of a client, and what is ambient to it.
@@ -78,6 +99,15 @@ pub struct Options {
     pub probe_timeout: Duration,
     /// How many connections the client has at most.
     pub connections_max: usize,
+    /// How many calls wait for a connection at most; more are refused at once.
+    pub waiters_max: usize,
+    /// How long a statement whose caller went away may take to end once it is interrupted; then
+    /// its connection is closed.
+    pub cancel_timeout: Duration,
+    /// How old the list of members may get before the leader is asked for it again.
+    pub refresh_every: Duration,
+    /// Who serves reads, unless a [`Database`] says otherwise.
+    pub read_from: ReadFrom,
     /// How many bytes a collected result has at most; a stream has no bound.
     pub result_bytes_max: usize,
     /// The way to servers.
@@ -93,6 +123,10 @@ impl Default for Options {
             dial_timeout: Duration::from_secs(3),
             probe_timeout: Duration::from_secs(2),
             connections_max: 16,
+            waiters_max: 1024,
+            cancel_timeout: Duration::from_secs(1),
+            refresh_every: Duration::from_secs(30),
+            read_from: ReadFrom::Leader,
             result_bytes_max: 256 << 20,
             dial: Arc::new(PlainDial),
             random: Env::real().random,
@@ -110,6 +144,7 @@ struct Inner {
     options: Arc<Options>,
     target: Target,
     pool: Arc<Pool>,
+    counters: Arc<Counters>,
 }
 
 /// Who leads.
@@ -122,8 +157,12 @@ pub struct Leader {
 }
 
 impl Client {
-    /// A client of the cluster that has (some of) its members at these addresses. Nobody is asked
-    /// before the first call. Must live within a tokio runtime.
+    /// A client of the cluster that has (some of) its members at these addresses, which it keeps in
+    /// memory. Nobody is asked before the first call. Must live within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Invalid`]: there is no address, or one that is none.
     pub fn new<A: Into<String>>(
         addresses: impl IntoIterator<Item = A>,
         options: Options,
@@ -133,22 +172,49 @@ impl Client {
             return Err(DriverError::Invalid("no address given".to_owned()));
         }
         addresses.iter().try_for_each(|address| address::check(address))?;
-        let options = Arc::new(options);
-        let leaders = Leaders::new(addresses, options.clone());
-        Ok(Client::with_target(options, Target::Leader(Arc::new(leaders))))
+        let servers = addresses.into_iter().map(Server::at).collect();
+        Ok(Client::with_store(Arc::new(MemoryStore::new(servers)), options))
     }
 
-    fn with_target(options: Arc<Options>, target: Target) -> Client {
-        let pool = Pool::new(options.connections_max);
-        Client { inner: Arc::new(Inner { options, target, pool }) }
+    /// A client of the cluster whose servers are in a store, which is kept up to date as members
+    /// come and go. Nobody is asked before the first call. Must live within a tokio runtime.
+    pub fn with_store(store: Arc<dyn ServerStore>, options: Options) -> Client {
+        let (options, counters) = (Arc::new(options), Arc::new(Counters::default()));
+        let leaders = Leaders::new(store, options.clone(), counters.clone());
+        Client::with_target(options, Target::Leader(Arc::new(leaders)), counters)
+    }
+
+    fn with_target(options: Arc<Options>, target: Target, counters: Arc<Counters>) -> Client {
+        let pool = Pool::new(&options, counters.clone());
+        Client { inner: Arc::new(Inner { options, target, pool, counters }) }
     }
 
     /// A client of one member, leader or not: for local reads, digests and administration. It
-    /// never asks who leads and follows nobody.
+    /// never asks who leads and follows nobody. It has connections and counts of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Invalid`]: that is no address.
     pub fn at(&self, address: &str) -> Result<Client, DriverError> {
         address::check(address)?;
         let target = Target::Member(address.into());
-        Ok(Client::with_target(self.inner.options.clone(), target))
+        Ok(Client::with_target(self.inner.options.clone(), target, Arc::default()))
+    }
+
+    /// Closes the client, and all its clones: new calls are refused
+    /// ([`DriverError::Closed`]), those under way have `within` to end, and the connections are
+    /// closed. Whether all calls ended. Without it, dropping the last clone closes what is idle,
+    /// and each call's connection ends with the call.
+    pub async fn close(&self, within: Duration) -> bool {
+        if let Target::Leader(leaders) = &self.inner.target {
+            leaders.close();
+        }
+        self.inner.pool.close(Instant::now() + within).await
+    }
+
+    /// What this client, its clones included, counted so far.
+    pub fn metrics(&self) -> Metrics {
+        self.inner.counters.snapshot(self.inner.pool.idle())
     }
 
     /// A handle on a database. It is opened when it is first used.
@@ -200,6 +266,15 @@ impl Client {
         self.request(Request::Checkpoint { database: database.into() }).await.map(drop)
     }
 
+    /// What the leader, or the one member, knows of the cluster: its term, when it last heard of a
+    /// leader, which members it reaches, and why there is no leader.
+    pub async fn status(&self) -> Result<Status, DriverError> {
+        match self.request(Request::Status).await? {
+            Response::StatusOk(status) => Ok(status),
+            _ => Err(unexpected("no status")),
+        }
+    }
+
     /// Sends any request that needs no open database: administration. Requests that only ask are
     /// repeated like reads, all others like writes.
     pub async fn request(&self, request: Request) -> Result<Response, DriverError> {
@@ -209,6 +284,7 @@ impl Client {
             | Request::Describe { .. }
             | Request::Digest { .. }
             | Request::Databases
+            | Request::Status
             | Request::Checkpoint { .. }
             | Request::Dump { .. } => Effect::Read,
             Request::Client { .. }
@@ -223,6 +299,7 @@ impl Client {
             database: None,
             level: Level::default(),
             effect,
+            from: ReadFrom::Leader,
             opens_transaction: false,
             deadline: Instant::now() + self.inner.options.call_timeout,
         };

@@ -1,5 +1,5 @@
 //! Statements one after the other as one client: a [`Session`] takes BEGIN and COMMIT as they
-//! come, a [`Transaction`] is one that has begun.
+//! come. A [`Transaction`](super::Transaction) is built on one.
 //!
 //! While a transaction is open the session keeps its connection; otherwise it takes one of the
 //! pool for each statement. Within a transaction nothing is ever repeated. What is lost with its
@@ -20,19 +20,6 @@ use super::pool::Lent;
 use super::rows::{ExecResult, RowStream, Rows, Source};
 use super::sql::{self, Control};
 use crate::wire::{Response, Value};
-
-/// How a transaction takes its locks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Begin {
-    /// At its first read and its first write. A write after a read fails with SQLITE_BUSY_SNAPSHOT
-    /// if somebody else committed between them.
-    #[default]
-    Deferred,
-    /// The write lock, at once.
-    Immediate,
-    /// As [`Begin::Immediate`]: readers are never kept out.
-    Exclusive,
-}
 
 /// What is known of a session's transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,88 +199,5 @@ fn gone(certain: bool, cause: String) -> DriverError {
         DriverError::TransactionLost { cause }
     } else {
         DriverError::OutcomeUnknown { cause }
-    }
-}
-
-/// A transaction. Dropping it rolls it back.
-pub struct Transaction {
-    session: Session,
-}
-
-impl Transaction {
-    pub(super) async fn begin(
-        mut session: Session,
-        begin: Begin,
-    ) -> Result<Transaction, DriverError> {
-        let sql = match begin {
-            Begin::Deferred => "BEGIN",
-            Begin::Immediate => "BEGIN IMMEDIATE",
-            Begin::Exclusive => "BEGIN EXCLUSIVE",
-        };
-        session.execute(sql, Vec::new()).await?;
-        Ok(Transaction { session })
-    }
-
-    /// Runs statements for their effect.
-    pub async fn execute(
-        &mut self,
-        sql: &str,
-        params: Vec<Value>,
-    ) -> Result<ExecResult, DriverError> {
-        self.check(sql)?;
-        self.session.execute(sql, params).await
-    }
-
-    /// Runs one statement and collects its rows.
-    pub async fn query(&mut self, sql: &str, params: Vec<Value>) -> Result<Rows, DriverError> {
-        self.check(sql)?;
-        self.session.query(sql, params).await
-    }
-
-    /// Runs one statement; its rows are read as they arrive.
-    pub async fn query_stream(
-        &mut self,
-        sql: &str,
-        params: Vec<Value>,
-    ) -> Result<RowStream<'_>, DriverError> {
-        self.check(sql)?;
-        self.session.query_stream(sql, params).await
-    }
-
-    /// Commits.
-    pub async fn commit(mut self) -> Result<(), DriverError> {
-        self.alive()?;
-        self.session.execute("COMMIT", Vec::new()).await.map(drop)
-    }
-
-    /// Rolls back.
-    pub async fn rollback(mut self) -> Result<(), DriverError> {
-        if self.session.in_transaction() {
-            self.session.execute("ROLLBACK", Vec::new()).await?;
-        }
-        Ok(())
-    }
-
-    /// Savepoints are welcome; the transaction itself ends by [`Transaction::commit`],
-    /// [`Transaction::rollback`] or a drop, and nothing runs once it is lost.
-    fn check(&self, sql: &str) -> Result<(), DriverError> {
-        let ends = |piece: sql::Piece<'_>| {
-            matches!(
-                sql::control(piece.text),
-                Some(Control::Begin | Control::Commit | Control::Rollback)
-            )
-        };
-        if sql::pieces(sql).any(ends) {
-            let text = "a transaction ends by commit(), rollback() or a drop";
-            return Err(DriverError::Invalid(text.to_owned()));
-        }
-        self.alive()
-    }
-
-    fn alive(&self) -> Result<(), DriverError> {
-        if self.session.in_transaction() {
-            return Ok(());
-        }
-        Err(DriverError::Invalid("the transaction was lost by an earlier error".to_owned()))
     }
 }

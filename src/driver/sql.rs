@@ -233,6 +233,64 @@ pub fn control(statement: &str) -> Option<Control> {
     }
 }
 
+/// How many parameters a statement has: the highest number among `?`, `?NNN`, and names, each
+/// name counted once.
+pub(super) fn parameters(statement: &str) -> usize {
+    let (mut at, mut highest, mut names) = (0, 0, Vec::new());
+    while let Some((found, len)) = token(statement.get(at..).unwrap_or_default()) {
+        let text = statement.get(at..at + len).unwrap_or_default();
+        at += len;
+        let after = match token(statement.get(at..).unwrap_or_default()) {
+            Some((Token::Word(word), _)) => Some(word),
+            _ => None,
+        };
+        let name = match (found, text, after) {
+            (Token::Other, "?", Some(number))
+                if number.starts_with(|c: char| c.is_ascii_digit()) =>
+            {
+                highest = highest.max(number.parse().unwrap_or(usize::MAX));
+                at += number.len();
+                continue;
+            }
+            (Token::Other, "?", _) => {
+                highest = highest.saturating_add(1);
+                continue;
+            }
+            (Token::Other, ":" | "@", Some(name)) => (text, name),
+            (Token::Word(word), _, _) if word.starts_with('$') => ("$", word),
+            _ => continue,
+        };
+        if !names.contains(&name) {
+            names.push(name);
+            highest = highest.saturating_add(1);
+        }
+    }
+    highest
+}
+
+/// The first word of a text, for people who look at traces: SELECT, INSERT.
+pub(super) fn operation(text: &str) -> &str {
+    words(text).next().unwrap_or_default()
+}
+
+/// A number that statements share which differ in literals, case and blanks alone.
+pub fn fingerprint(text: &str) -> u64 {
+    let (mut at, mut kept) = (0, String::with_capacity(text.len()));
+    while let Some((found, len)) = token(text.get(at..).unwrap_or_default()) {
+        let piece = text.get(at..at + len).unwrap_or_default();
+        at += len;
+        match found {
+            Token::Blank { .. } => continue,
+            Token::Word(word) if word.starts_with(|c: char| c.is_ascii_digit()) => kept.push('?'),
+            Token::Word(word) => kept.push_str(&word.to_ascii_lowercase()),
+            Token::Quoted { .. } if piece.starts_with('\'') => kept.push('?'),
+            _ => kept.push_str(piece),
+        }
+        kept.push(' ');
+    }
+    xxhash_rust::xxh3::xxh3_64(kept.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +370,33 @@ mod tests {
         assert_eq!(control("SELECT 'BEGIN'"), None);
     }
 
+    #[test]
+    fn parameters_are_counted_as_sqlite_counts_them() {
+        for (text, count) in [
+            ("SELECT 1, '?', \"?\", [?] -- ?", 0),
+            ("INSERT INTO t VALUES (?, ?,?)", 3),
+            ("SELECT ?2, ?1", 2),
+            ("SELECT ?5, ?", 6),
+            ("SELECT :a, @a, $a, :a, :b", 4),
+            ("SELECT ?1, :a", 2),
+        ] {
+            assert_eq!(parameters(text), count, "{text}");
+            let sqlite = rusqlite::Connection::open_in_memory().unwrap();
+            if text.starts_with("SELECT") {
+                assert_eq!(sqlite.prepare(text).unwrap().parameter_count(), count, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_tells_statements_apart_and_not_their_values() {
+        let one = fingerprint("SELECT a FROM t WHERE b = 'x' AND c = 12 -- hm");
+        assert_eq!(one, fingerprint("select a\n from T where B='secret' and c = 7"));
+        assert_ne!(one, fingerprint("SELECT a FROM t WHERE b = 'x' AND d = 12"));
+        assert_ne!(one, fingerprint("SELECT a FROM t WHERE b = \"x\" AND c = 12"));
+        assert_eq!(operation("/* x */ insert into t"), "insert");
+    }
+
     proptest::proptest! {
         #[test]
         fn any_text_is_cut_in_order(
@@ -325,6 +410,7 @@ mod tests {
                 let line = 1 + text[..piece.start].matches('\n').count();
                 proptest::prop_assert_eq!(piece.line, line);
                 let _ = (is_read_only(piece.text), may_yield_rows(piece.text), control(piece.text));
+                let _ = (parameters(piece.text), fingerprint(piece.text));
             }
             is_complete(&text);
         }

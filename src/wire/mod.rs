@@ -40,7 +40,7 @@ pub mod value;
 pub use error::{Answer, WireError};
 pub use frame::{Frame, FrameDecoder, Header};
 pub use request::{ReadLevel, Request};
-pub use response::{Dialect, File, NodeInfo, Response};
+pub use response::{Dialect, File, NodeInfo, Response, Status, StatusMember};
 pub use rows::{Batch, End, RowsDecoder, RowsEncoder, Step};
 pub use value::{BadParameter, Declared, Params, Text, Value, ValueRef};
 

@@ -65,6 +65,8 @@ pub mod kind {
     pub const DATABASES: u8 = 131;
     /// Ours: fold a database's overlay into its base file.
     pub const CHECKPOINT: u8 = 132;
+    /// Ours: what a node knows of leader and members, and why there is no leader.
+    pub const STATUS: u8 = 134;
 }
 
 /// Flag of Hello: this connection may Open and Query on a node that does not lead.
@@ -285,6 +287,8 @@ pub enum Request {
         /// The database's name.
         database: Text,
     },
+    /// Ours: what this node knows of leader and members. Answered by StatusOk.
+    Status,
 }
 
 impl Request {
@@ -315,6 +319,7 @@ impl Request {
             Request::Digest { .. } => kind::DIGEST,
             Request::Databases => kind::DATABASES,
             Request::Checkpoint { .. } => kind::CHECKPOINT,
+            Request::Status => kind::STATUS,
         }
     }
 
@@ -337,7 +342,7 @@ impl Request {
             kind::PREPARE | kind::EXEC | kind::QUERY | kind::EXEC_SQL | kind::QUERY_SQL => true,
             kind::LEADER | kind::CLIENT | kind::OPEN => false,
             kind::FINALIZE | kind::INTERRUPT..=kind::WEIGHT => false,
-            kind::HELLO..=kind::CHECKPOINT => false,
+            kind::HELLO..=kind::CHECKPOINT | kind::STATUS => false,
             _ => return Err(WireError::UnknownRequest(kind)),
         };
         if schema > u8::from(two_schemas) {
@@ -379,6 +384,7 @@ impl Request {
         Ok(match frame.header.kind {
             kind::LEADER => Request::Leader,
             kind::DATABASES => Request::Databases,
+            kind::STATUS => Request::Status,
             kind::CLIENT => Request::Client { id: reader.u64("a client id")? },
             kind::OPEN => Request::Open {
                 name: text(reader, "a database name")?,
@@ -436,7 +442,7 @@ impl Request {
 
     fn put(&self, out: &mut BytesMut) -> Result<(), WireError> {
         match self {
-            Request::Leader | Request::Databases => out.put_u64_le(0),
+            Request::Leader | Request::Databases | Request::Status => out.put_u64_le(0),
             Request::Client { id }
             | Request::Remove { id }
             | Request::Transfer { id }

@@ -43,6 +43,8 @@ pub mod kind {
     pub const DIGEST_OK: u8 = 130;
     /// Ours: to Databases.
     pub const DATABASES_OK: u8 = 131;
+    /// Ours: to Status.
+    pub const STATUS_OK: u8 = 134;
 }
 
 /// State of a replica in DigestOk: nothing is wrong with it.
@@ -102,6 +104,42 @@ pub struct Digest {
     pub pages: u64,
     /// [`DIGEST_HEALTHY`] or [`DIGEST_DAMAGED`].
     pub state: u64,
+}
+
+/// Time since something that never happened, in StatusOk.
+pub const NEVER_MS: u64 = u64::MAX;
+
+/// What StatusOk tells of one member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusMember {
+    /// The member.
+    pub id: u64,
+    /// Its address.
+    pub address: Text,
+    /// Its [`super::request::Role`] by number.
+    pub role: u64,
+    /// Milliseconds since it last answered the node that tells; 0 for that node itself, and
+    /// [`NEVER_MS`] if it never did.
+    pub answered_ms: u64,
+    /// What happened when it was last asked in vain; empty if it answers, or was never asked.
+    pub trouble: Text,
+}
+
+/// What a node knows of leader and members, in StatusOk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The node that tells.
+    pub node: u64,
+    /// The term that it is in.
+    pub term: u64,
+    /// The leader that it last knew; 0 for none.
+    pub leader: u64,
+    /// Milliseconds since it heard of that leader; 0 if it leads itself, and [`NEVER_MS`].
+    pub heard_ms: u64,
+    /// The members.
+    pub members: Vec<StatusMember>,
+    /// Why there is no leader, in one sentence; empty where there is one.
+    pub why: Text,
 }
 
 /// What a server answers.
@@ -190,6 +228,8 @@ pub enum Response {
         /// The databases' names.
         names: Vec<Text>,
     },
+    /// To Status.
+    StatusOk(Status),
 }
 
 impl Response {
@@ -223,6 +263,7 @@ impl Response {
             Response::HelloOk { .. } => kind::HELLO_OK,
             Response::DigestOk(_) => kind::DIGEST_OK,
             Response::DatabasesOk { .. } => kind::DATABASES_OK,
+            Response::StatusOk(_) => kind::STATUS_OK,
         }
     }
 
@@ -281,6 +322,7 @@ impl Response {
             },
             kind::DIGEST_OK => Response::DigestOk(read_digest(reader)?),
             kind::DATABASES_OK => Response::DatabasesOk { names: read_names(reader)? },
+            kind::STATUS_OK => Response::StatusOk(read_status(reader)?),
             kind => return Err(WireError::UnknownResponse(kind)),
         })
     }
@@ -328,6 +370,7 @@ impl Response {
                 out.put_u64_le(len_u64(names.len()));
                 names.iter().for_each(|name| put_text(out, name.as_bytes()));
             }
+            Response::StatusOk(status) => put_status(out, status),
         }
     }
 }
@@ -363,6 +406,42 @@ fn read_names(reader: &mut Reader<'_>) -> Result<Vec<Text>, WireError> {
         names.push(reader.text("a database name")?.into());
     }
     Ok(names)
+}
+
+fn put_status(out: &mut BytesMut, status: &Status) {
+    let Status { node, term, leader, heard_ms, members, why } = status;
+    for word in [node, term, leader, heard_ms, &len_u64(members.len())] {
+        out.put_u64_le(*word);
+    }
+    for StatusMember { id, address, role, answered_ms, trouble } in members {
+        out.put_u64_le(*id);
+        put_text(out, address.as_bytes());
+        out.put_u64_le(*role);
+        out.put_u64_le(*answered_ms);
+        put_text(out, trouble.as_bytes());
+    }
+    put_text(out, why.as_bytes());
+}
+
+fn read_status(reader: &mut Reader<'_>) -> Result<Status, WireError> {
+    let mut status = Status {
+        node: reader.u64("a node id")?,
+        term: reader.u64("a term")?,
+        leader: reader.u64("a node id")?,
+        heard_ms: reader.u64("a time")?,
+        ..Status::default()
+    };
+    for _ in 0..reader.u64("a count of members")? {
+        status.members.push(StatusMember {
+            id: reader.u64("a node id")?,
+            address: reader.text("an address")?.into(),
+            role: reader.u64("a role")?,
+            answered_ms: reader.u64("a time")?,
+            trouble: reader.text("a text")?.into(),
+        });
+    }
+    status.why = reader.text("a text")?.into();
+    Ok(status)
 }
 
 fn put_files(out: &mut BytesMut, files: &[File]) {

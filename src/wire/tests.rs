@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
 use super::request::kind;
-use super::response::{Digest, put_file_head, put_files_head};
+use super::response::{Digest, Status, StatusMember, put_file_head, put_files_head};
 use super::*;
 
 const GOLDEN: &str = include_str!("testdata/frames.txt");
@@ -332,6 +332,7 @@ fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         Just(Request::Leader),
         Just(Request::Databases),
+        Just(Request::Status),
         number().prop_map(|id| Request::Client { id }),
         (text(), number(), text()).prop_map(|(name, flags, vfs)| Request::Open {
             name,
@@ -392,6 +393,24 @@ fn file() -> impl Strategy<Value = File> {
         .prop_map(|(name, words)| File { name, content: words.concat().into() })
 }
 
+fn status() -> impl Strategy<Value = Status> {
+    let member =
+        (any::<[u64; 3]>(), text(), text()).prop_map(|([id, role, ms], address, trouble)| {
+            StatusMember { id, address, role, answered_ms: ms, trouble }
+        });
+    let words = any::<[u64; 4]>();
+    (words, prop::collection::vec(member, 0..4), text()).prop_map(
+        |([node, term, leader, heard_ms], members, why)| Status {
+            node,
+            term,
+            leader,
+            heard_ms,
+            members,
+            why,
+        },
+    )
+}
+
 fn response() -> impl Strategy<Value = (Response, Dialect)> {
     let number = any::<u64>;
     let today = prop_oneof![
@@ -429,6 +448,7 @@ fn response() -> impl Strategy<Value = (Response, Dialect)> {
             }
         ),
         prop::collection::vec(text(), 0..5).prop_map(|names| Response::DatabasesOk { names }),
+        status().prop_map(Response::StatusOk),
     ];
     let old = Dialect { legacy: true, roles: false };
     prop_oneof![
@@ -470,7 +490,7 @@ proptest! {
 
     #[test]
     fn noise_never_panics(
-        kind in prop_oneof![0_u8..20, 128_u8..133, any::<u8>()], schema in 0_u8..3,
+        kind in prop_oneof![0_u8..20, 128_u8..135, any::<u8>()], schema in 0_u8..3,
         words in prop::collection::vec(
             prop_oneof![any::<u64>(), 0_u64..20, Just(u64::MAX), Just(0xEEEE_EEEE_EEEE_EEEE)], 1..20,
         ),

@@ -10,9 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
 
-use crate::driver::Stream;
+use crate::driver::{Role, Stream};
 use crate::wire::{
-    End, FrameDecoder, Handshake, Request, Response, RowsEncoder, Value, ValueRef, code,
+    End, FrameDecoder, Handshake, NodeInfo, Request, Response, RowsEncoder, Status, Value,
+    ValueRef, code,
 };
 
 /// One answer.
@@ -39,6 +40,8 @@ struct Shared {
     /// Answers to be given before the usual ones, by request type.
     replies: Mutex<HashMap<u8, VecDeque<Reply>>>,
     log: Mutex<Vec<Request>>,
+    members: Mutex<Vec<NodeInfo>>,
+    status: Mutex<Option<Status>>,
     accepted: AtomicUsize,
     open: AtomicUsize,
     /// Dropping it closes all connections.
@@ -87,6 +90,21 @@ impl Fake {
         *self.shared.leader.lock() = leader.to_owned();
     }
 
+    /// Says from now on that these are the members: ids from 1, addresses, roles.
+    pub fn list(&self, members: &[(&str, Role)]) {
+        let node = |(id, (address, role)): (u64, &(&str, Role))| NodeInfo {
+            id,
+            address: (*address).into(),
+            role: Some(role.code()),
+        };
+        *self.shared.members.lock() = (1..).zip(members).map(node).collect();
+    }
+
+    /// Answers Status so from now on.
+    pub fn tell(&self, status: Status) {
+        *self.shared.status.lock() = Some(status);
+    }
+
     /// Knows our own requests from now on.
     pub fn extend(&self) {
         *self.shared.extension.lock() = true;
@@ -106,10 +124,13 @@ impl Fake {
         *self.shared.cut.lock() = Some(tokio::sync::broadcast::channel(1).0);
     }
 
-    /// What it was asked, without requests of type Leader.
+    /// What it was asked, without what a search asks.
     pub fn log(&self) -> Vec<Request> {
         let log = self.shared.log.lock();
-        log.iter().filter(|request| **request != Request::Leader).cloned().collect()
+        let search = |request: &&Request| {
+            matches!(request, Request::Leader | Request::Cluster { .. } | Request::Status)
+        };
+        log.iter().filter(|request| !search(request)).cloned().collect()
     }
 
     /// The SQL that it was asked to run.
@@ -212,7 +233,11 @@ fn usual(shared: &Shared, request: &Request, statements: &mut u32) -> Reply {
             Response::Result { last_insert_id: 7, rows_affected: 1 }
         }
         Request::Query { .. } | Request::QuerySql { .. } => return Reply::Parts(vec![1]),
-        Request::Cluster { .. } => Response::Nodes { nodes: Vec::new() },
+        Request::Cluster { .. } => Response::Nodes { nodes: shared.members.lock().clone() },
+        Request::Status => match shared.status.lock().clone() {
+            Some(status) => Response::StatusOk(status),
+            None => Response::failure(code::PARSE, code::UNKNOWN_REQUEST),
+        },
         Request::Hello { .. } if *shared.extension.lock() => {
             Response::HelloOk { version: 1, node: 3 }
         }
