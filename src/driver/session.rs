@@ -61,6 +61,11 @@ impl Session {
         Session { database, open: None }
     }
 
+    /// Takes its transaction to another session.
+    pub(super) fn take(&mut self) -> Session {
+        Session { database: self.database.clone(), open: self.open.take() }
+    }
+
     /// Whether a transaction is (or may be) open.
     pub fn in_transaction(&self) -> bool {
         self.open.is_some()

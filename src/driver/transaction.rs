@@ -7,6 +7,9 @@
 //! *Invariant*: what was done within a savepoint that was not committed is gone before anything
 //! else runs in the transaction, and before it commits.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::error::DriverError;
@@ -33,6 +36,16 @@ pub enum Begin {
     Exclusive,
 }
 
+/// Where the transaction of a closure is.
+pub(super) enum Whereabouts {
+    /// With the closure.
+    Out,
+    /// The closure has dropped it; it can be committed.
+    Back(Transaction),
+    /// The closure has ended it.
+    Ended,
+}
+
 /// A transaction. Dropping it rolls it back.
 pub struct Transaction {
     session: Session,
@@ -42,6 +55,8 @@ pub struct Transaction {
     undo: Option<usize>,
     /// A statement failed in a way that another attempt of the whole may mend.
     worth_repeating: bool,
+    /// Where it goes when it is dropped, if it is a closure's.
+    home: Option<Arc<Mutex<Whereabouts>>>,
 }
 
 /// The name of the savepoint at a depth, which begins at 1.
@@ -60,7 +75,21 @@ impl Transaction {
             Begin::Exclusive => "BEGIN EXCLUSIVE",
         };
         session.execute(sql, Vec::new()).await?;
-        Ok(Transaction { session, depth: 0, undo: None, worth_repeating: false })
+        Ok(Transaction { session, depth: 0, undo: None, worth_repeating: false, home: None })
+    }
+
+    /// For a closure: when it is dropped, it is found in its home.
+    pub(super) fn with_home(mut self) -> (Transaction, Arc<Mutex<Whereabouts>>) {
+        let home = Arc::new(Mutex::new(Whereabouts::Out));
+        self.home = Some(home.clone());
+        (self, home)
+    }
+
+    /// It ends here, and does not go home.
+    fn leave_home(&mut self) {
+        if let Some(home) = self.home.take() {
+            *home.lock() = Whereabouts::Ended;
+        }
     }
 
     /// Whether all of it may be tried again: it failed, nothing of it was kept, and what stood in
@@ -141,19 +170,18 @@ impl Transaction {
     /// [`DriverError::OutcomeUnknown`]: nobody can tell whether it was committed. Any other:
     /// it was not.
     pub async fn commit(mut self) -> Result<(), DriverError> {
-        self.end("COMMIT").await
+        self.leave_home();
+        self.end().await
     }
 
     /// Commits, and lets the caller look at the transaction afterwards.
-    pub(super) async fn end(&mut self, sql: &str) -> Result<(), DriverError> {
-        self.undo_dropped().await?;
-        self.alive()?;
-        let result = self.session.execute(sql, Vec::new()).await.map(drop);
-        self.noted(result)
+    pub(super) async fn end(&mut self) -> Result<(), DriverError> {
+        self.control("COMMIT").await
     }
 
     /// Rolls back.
     pub async fn rollback(mut self) -> Result<(), DriverError> {
+        self.leave_home();
         if self.session.in_transaction() {
             self.session.execute("ROLLBACK", Vec::new()).await?;
         }
@@ -207,6 +235,16 @@ impl Transaction {
             return Ok(());
         }
         Err(DriverError::Invalid("the transaction was lost by an earlier error".to_owned()))
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        let Some(home) = self.home.take() else { return };
+        let (session, undo) = (self.session.take(), self.undo);
+        let (depth, worth_repeating) = (self.depth, self.worth_repeating);
+        let back = Transaction { session, depth, undo, worth_repeating, home: None };
+        *home.lock() = Whereabouts::Back(back);
     }
 }
 

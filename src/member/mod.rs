@@ -9,6 +9,7 @@
 //! | `room` | whether the disks have room for writes |
 //! | `lead` | what happens when leadership comes and goes |
 //! | [`repair`] | a damaged copy: standing down, repairing it from another member |
+//! | [`diagnosis`] | why there is no leader |
 //! | [`database`] | one database's slot, executor and pool of readers |
 //! | [`session`] | one client's statements, transactions and answers |
 //!
@@ -16,6 +17,7 @@
 //! alone appends to the log; a connection that has seen a dropped version is never used again.
 
 pub mod database;
+pub mod diagnosis;
 mod lead;
 mod propose;
 mod read;
@@ -177,6 +179,7 @@ pub struct Member {
     stopping: AtomicBool,
     reads: read::Rounds,
     repairs: repair::Repairs,
+    diagnosis: diagnosis::Diagnosis,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -225,6 +228,7 @@ impl Member {
             stopping: AtomicBool::new(false),
             reads: read::Rounds::default(),
             repairs: repair::Repairs::default(),
+            diagnosis: diagnosis::Diagnosis::default(),
             tasks: Mutex::default(),
         });
         let [proposer, outcomes] = propose::spawn_proposer(&member);
@@ -234,6 +238,7 @@ impl Member {
         let tasks = [lead::spawn(&member), proposer, outcomes, reads, recovery, room];
         member.tasks.lock().extend(tasks);
         member.tasks.lock().push(repair::spawn(&member));
+        member.tasks.lock().push(diagnosis::spawn(&member));
         member
     }
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::base::NodeId;
 use crate::codec::{Malformed, Reader};
 use crate::disk::{Disk, Room};
-use crate::member::{Member, repair};
+use crate::member::{Member, diagnosis, repair};
 use crate::raft::messages::Refusal;
 use crate::raft::peers::PeerHooks;
 use crate::raft::snapshot::SnapshotSink;
@@ -98,6 +98,7 @@ impl PeerHooks for Hooks {
                     let index = index.map_err(|failure| Refusal(failure.to_string()))?;
                     Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
                 }
+                diagnosis::CALL_THERE => Ok(Bytes::new()),
                 repair::CALL_VIEW | repair::CALL_HASHES | repair::CALL_PAGES => {
                     member.answer_repair(kind, &body).await
                 }
@@ -114,6 +115,12 @@ impl PeerHooks for Hooks {
 
     fn may_lead(&self) -> bool {
         self.member.get().and_then(Weak::upgrade).is_some_and(|member| member.may_lead())
+    }
+
+    fn heard_leader(&self, from: NodeId) {
+        if let Some(member) = self.member.get().and_then(Weak::upgrade) {
+            member.heard_leader(from);
+        }
     }
 
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {

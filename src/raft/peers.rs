@@ -128,6 +128,11 @@ pub trait PeerHooks: Send + Sync + 'static {
         true
     }
 
+    /// An append of node `from` as the leader was accepted. Must be cheap.
+    fn heard_leader(&self, from: NodeId) {
+        let _ = from;
+    }
+
     /// A member of `cluster` has called this node, which belongs to none yet: remember it durably,
     /// or fail and stay outside. May block.
     fn join_cluster(&self, cluster: u64) -> io::Result<()>;
@@ -162,7 +167,7 @@ pub async fn serve(
     let admitted = limited.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     let Some((from, channel)) = admitted else { return Ok(()) };
     match channel {
-        Channel::Append => Ok(serve_appends(connection, &handler).await?),
+        Channel::Append => Ok(serve_appends(connection, &handler, from).await?),
         Channel::Requests => Ok(serve_requests(connection, &handler, from).await?),
         Channel::Snapshot => serve_snapshots(connection, &handler, from).await,
     }
@@ -255,7 +260,11 @@ impl Appends {
     }
 }
 
-async fn serve_appends(mut connection: Connection, handler: &PeerHandler) -> io::Result<()> {
+async fn serve_appends(
+    mut connection: Connection,
+    handler: &PeerHandler,
+    from: NodeId,
+) -> io::Result<()> {
     let mut appends = Appends::default();
     loop {
         let room = appends.has_room();
@@ -264,6 +273,9 @@ async fn serve_appends(mut connection: Connection, handler: &PeerHandler) -> io:
             biased;
             answer = appends.next() => {
                 let (sequence, answer) = answer?;
+                if !matches!(answer, AppendAnswer::HigherVote(_)) {
+                    handler.hooks.heard_leader(from);
+                }
                 let room_bytes = handler.hooks.room_bytes();
                 connection.writer.push(encode_appended(sequence, room_bytes, &answer));
             }

@@ -16,7 +16,7 @@ use crate::member::{Failure, Member, ReadLevel, Session};
 use crate::sqlite::{Cancel, Ran, Value};
 use crate::wire::error::Answer;
 use crate::wire::request::{self, HELLO_FOLLOWER_READS};
-use crate::wire::response::{self, Digest, NodeInfo};
+use crate::wire::response::{self, Digest, NEVER_MS, NodeInfo, Status, StatusMember};
 use crate::wire::{self, Frame, Handshake, Params, Request, Response, Text, code};
 
 use super::sink::RowsSink;
@@ -145,6 +145,7 @@ impl Client {
                 let names = names.iter().map(|store| Text::from(store.name().as_str())).collect();
                 Response::DatabasesOk { names }
             }
+            Request::Status => Response::StatusOk(self.status()),
             Request::Connect { .. }
             | Request::Add { .. }
             | Request::Assign { .. }
@@ -169,17 +170,36 @@ impl Client {
         if format > 1 {
             return failure(code::PARSE, code::BAD_CLUSTER_FORMAT);
         }
-        let role = |votes: bool| {
-            let role = if votes { request::Role::Voter } else { request::Role::Standby };
-            (format == 1).then(|| role.code())
-        };
         let nodes = self.member.leadership().members.into_iter();
         let nodes = nodes.map(|(id, address, votes)| NodeInfo {
             id,
             address: Text::from(address.as_str()),
-            role: role(votes),
+            role: (format == 1).then(|| role(votes).code()),
         });
         Response::Nodes { nodes: nodes.collect() }
+    }
+
+    fn status(&self) -> Status {
+        let millis = |time: Option<Duration>| {
+            time.map_or(NEVER_MS, |time| u64::try_from(time.as_millis()).unwrap_or(NEVER_MS))
+        };
+        let text = |text: Option<String>| Text::from(text.unwrap_or_default());
+        let status = self.member.status();
+        let members = status.members.into_iter().map(|member| StatusMember {
+            id: member.id,
+            address: Text::from(member.address),
+            role: role(member.votes).code(),
+            answered_ms: millis(member.answered),
+            trouble: text(member.trouble),
+        });
+        Status {
+            node: self.member.id(),
+            term: status.term,
+            leader: status.leader.unwrap_or_default(),
+            heard_ms: millis(status.heard),
+            members: members.collect(),
+            why: text(status.why),
+        }
     }
 
     fn read_level(&mut self, level: u64, max_staleness_ms: u64) -> Response {
@@ -445,6 +465,10 @@ impl Client {
             Err(failure) => Err(failure.into()),
         }
     }
+}
+
+fn role(votes: bool) -> request::Role {
+    if votes { request::Role::Voter } else { request::Role::Standby }
 }
 
 fn failure(code: u64, text: &str) -> Response {

@@ -25,7 +25,10 @@ pub enum Reply {
     /// Only the first half of the answer's bytes, then the end.
     Half(Response),
     Close,
+    /// Nothing, also to what comes after it.
     Hang,
+    /// Nothing before an Interrupt; then this, if anything, and Empty.
+    Stall(Option<Response>),
 }
 
 pub struct Fake {
@@ -187,6 +190,7 @@ async fn serve(mut stream: Box<dyn Stream>, shared: &Shared) -> Option<()> {
     let mut decoder = FrameDecoder::new(64 << 20);
     let mut greeted = false;
     let mut statements = 0;
+    let mut stalled = None;
     loop {
         if !greeted && let Some(word) = decoder.handshake_word() {
             assert_eq!(Handshake::from_word(word), Some(Handshake::Current));
@@ -204,11 +208,17 @@ async fn serve(mut stream: Box<dyn Stream>, shared: &Shared) -> Option<()> {
         let told = shared.replies.lock().get_mut(&request.kind()).and_then(VecDeque::pop_front);
         let reply = told.unwrap_or_else(|| usual(shared, &request, &mut statements));
         let mut out = BytesMut::new();
+        if let Request::Interrupt { .. } = request
+            && let Some(response) = stalled.take().flatten()
+        {
+            Response::encode(&response, &mut out).unwrap();
+        }
         match &reply {
             Reply::One(response) | Reply::Half(response) => response.encode(&mut out).unwrap(),
             Reply::Parts(parts) => put_parts(&mut out, parts),
             Reply::Close => return None,
             Reply::Hang => std::future::pending().await,
+            Reply::Stall(response) => stalled = Some(response.clone()),
         }
         if let Reply::Half(_) = reply {
             out.truncate(out.len() / 2);
