@@ -35,10 +35,21 @@ pub fn run(args: &ServeArgs, log: &LogArgs) -> Result<(), Failure> {
     let config = args.node.load(log)?;
     logging::start(&config.log)?;
     let runtime = runtime()?;
+    raise_file_limit();
     let outcome = runtime.block_on(serve(config, args.parent_pipe));
     // Whatever still runs must not hold up the exit: what had to be finished was awaited.
     runtime.shutdown_background();
     outcome
+}
+
+/// Files and sockets that this process may open: as many as the system lets it. The soft limit is
+/// often 1,024, which is as many as clients may connect.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, current = limit.current, "the limit of open files stays as it is");
+    }
 }
 
 async fn serve(config: Config, parent_pipe: bool) -> Result<(), Failure> {

@@ -220,7 +220,9 @@ impl Leaders {
                 state.last.clone_from(&address);
                 state.search = None;
                 state.refreshed = address.is_some().then(Instant::now);
-                state.members.forget_reasons();
+                if let Some(leader) = &address {
+                    state.members.note_leader(leader);
+                }
             }
             match (&address, connection) {
                 (Some(leader), Some(connection)) => {
@@ -345,7 +347,9 @@ impl Leaders {
         match connection.request(&Request::Leader, answered).await {
             Ok(Response::Node { address: named, .. }) => match named.as_str() {
                 Some("") => Probe::KnowsNone(connection),
-                Some(named) if *named == **address => Probe::Leads(connection),
+                Some(named) if *named == **address => {
+                    self.verify(address, connection, answered).await
+                }
                 Some(named) if super::address::check(named).is_ok() => {
                     Probe::Names(named.into(), connection)
                 }
@@ -355,6 +359,27 @@ impl Leaders {
             Err(_) if Instant::now() >= answered => {
                 Probe::Fails(Outcome::TimedOut(answered.saturating_duration_since(now)))
             }
+            Err(fault) => Probe::Fails(Outcome::Broke(fault.cause().to_owned())),
+        }
+    }
+
+    /// A node that says it leads, and refused a call before, may have lost its quorum without
+    /// having noticed: it is asked how it stands. One that does not know the question leads.
+    async fn verify(
+        &self,
+        address: &Arc<str>,
+        mut connection: Box<Connection>,
+        answered: Instant,
+    ) -> Probe {
+        if !self.state.lock().members.has_refused(address) {
+            return Probe::Leads(connection);
+        }
+        match connection.request(&Request::Status, answered).await {
+            Ok(Response::StatusOk(status)) if !status.why.as_bytes().is_empty() => {
+                self.state.lock().members.note_status(address, status);
+                Probe::KnowsNone(connection)
+            }
+            Ok(_) => Probe::Leads(connection),
             Err(fault) => Probe::Fails(Outcome::Broke(fault.cause().to_owned())),
         }
     }

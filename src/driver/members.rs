@@ -144,9 +144,19 @@ impl Members {
         }
     }
 
-    /// A leader was found: what nodes said before is of no interest.
-    pub(super) fn forget_reasons(&mut self) {
+    /// A leader was found: what it did before, and what others said, is of no interest.
+    pub(super) fn note_leader(&mut self, address: &str) {
         self.said.clear();
+        self.attempts.retain(|attempt| attempt.address != address);
+    }
+
+    /// Whether an address was taken for the leader and then refused a call.
+    pub(super) fn has_refused(&self, address: &str) -> bool {
+        let refused = |attempt: &Attempt| {
+            attempt.address == address
+                && matches!(attempt.outcome, Outcome::NotLeader | Outcome::KnowsNone)
+        };
+        self.attempts.iter().any(refused)
     }
 
     /// The error of a caller who waited for a leader in vain.
@@ -219,5 +229,50 @@ impl Members {
         if self.known.iter().any(|server| server.address == address) {
             self.avoided.insert(address.to_owned(), now + AVOIDED_FOR);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(id: u64, address: &str, role: Role) -> Server {
+        Server { id, address: address.to_owned(), role }
+    }
+
+    #[test]
+    fn voters_are_asked_first_and_the_first_list_last() {
+        let mut members = Members::default();
+        members.load(vec![Server::at("seed:1"), Server::at("no address")]);
+        assert_eq!(members.candidates(), [vec!["seed:1".to_owned()], vec![]]);
+        members.load(vec![
+            server(1, "a:1", Role::Spare),
+            server(2, "b:1", Role::Standby),
+            server(3, "c:1", Role::Voter),
+        ]);
+        members.hint("d:1");
+        members.hint("c:1");
+        let [known, first] = members.candidates();
+        assert_eq!(known, ["c:1", "b:1", "a:1", "d:1"]);
+        assert_eq!(first, ["seed:1"]);
+        for n in 0..100 {
+            members.hint(&format!("h:{n}"));
+        }
+        assert_eq!(members.candidates()[0].len(), 3 + HINTS_MAX);
+    }
+
+    #[test]
+    fn members_are_picked_in_turn_and_left_out_for_a_while() {
+        let mut members = Members::default();
+        members.load(vec![server(1, "a:1", Role::Voter), server(2, "b:1", Role::Spare)]);
+        let now = Instant::now();
+        let mut pick = |members: &mut Members, spares, now| members.next(spares, now).unwrap();
+        assert_eq!(pick(&mut members, true, now), "b:1");
+        assert_eq!(pick(&mut members, true, now), "a:1");
+        assert_eq!(pick(&mut members, false, now), "a:1");
+        members.avoid("a:1", now);
+        assert_eq!(pick(&mut members, true, now), "b:1");
+        assert_eq!(members.next(false, now), None);
+        assert_eq!(pick(&mut members, false, now + AVOIDED_FOR), "a:1");
     }
 }

@@ -44,6 +44,10 @@ async fn write(client: &Client) {
     client.database("db").execute("INSERT INTO t VALUES(1)", vec![]).await.unwrap();
 }
 
+async fn read(client: &Client) {
+    client.database("db").query("SELECT n FROM t", vec![]).await.unwrap();
+}
+
 /// A client that knows one old address follows the members as they are replaced one by one, and
 /// one that begins with what it has stored finds a cluster of which that address is no part.
 #[tokio::test]
@@ -53,7 +57,7 @@ async fn a_cluster_whose_members_all_move_is_followed() {
     let (store, client) = of(&a.address, options());
     let first = [(a.address.as_str(), Voter), (&b.address, Standby), (&c.address, Voter)];
     a.list(&first);
-    write(&client).await;
+    read(&client).await;
     stored(
         &store,
         &[servers(&first)[0].clone(), servers(&first)[2].clone(), servers(&first)[1].clone()],
@@ -63,16 +67,16 @@ async fn a_cluster_whose_members_all_move_is_followed() {
     b.list(&second);
     c.follow(&b.address);
     a.stop().await;
-    write(&client).await;
+    read(&client).await;
     stored(&store, &servers(&second)).await;
     let third = [(d.address.as_str(), Voter)];
     d.list(&third);
     b.stop().await;
     c.stop().await;
-    write(&client).await;
+    read(&client).await;
     stored(&store, &servers(&third)).await;
     let later = Client::with_store(store, options());
-    write(&later).await;
+    read(&later).await;
     assert_eq!(later.leader().await.unwrap().address, d.address);
 }
 
@@ -211,6 +215,31 @@ async fn the_error_counts_votes_and_passes_on_what_members_say() {
         text.starts_with("no leader: 2 of 2 members answer (") && text.ends_with(&says),
         "{text}"
     );
+}
+
+/// A leader without a quorum says that it leads, and refuses everything.
+#[tokio::test]
+async fn a_leader_that_hears_nobody_is_found_out() {
+    let fake = Fake::tcp().await;
+    let gone = Fake::tcp().await.stop().await;
+    let members = [(fake.address.as_str(), Role::Voter), (&gone, Role::Voter)];
+    fake.list(&members);
+    let client = client(&[&fake]);
+    read(&client).await;
+    until("the members are known", || client.metrics().refreshes == 1).await;
+    for _ in 0..1000 {
+        fake.fail_next(kind::QUERY_SQL, code::NOT_LEADER, code::NOT_LEADER_TEXT);
+    }
+    fake.tell(Status { why: "it hears nobody".into(), ..Status::default() });
+    let db = client.database("db").timeout(Duration::from_secs(2));
+    let error = db.query("SELECT n FROM t", vec![]).await.unwrap_err();
+    let expected = format!(
+        "no leader: 1 of 2 members answers ({}); {gone} refused the connection; 2 votes are \
+         needed, 1 more is missing",
+        fake.address
+    );
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(fake.count(kind::QUERY_SQL), 2, "it is not asked again and again");
 }
 
 #[tokio::test]
