@@ -266,7 +266,7 @@ mod tests {
         let mut members = Members::default();
         members.load(vec![server(1, "a:1", Role::Voter), server(2, "b:1", Role::Spare)]);
         let now = Instant::now();
-        let mut pick = |members: &mut Members, spares, now| members.next(spares, now).unwrap();
+        let pick = |members: &mut Members, spares, now| members.next(spares, now).unwrap();
         assert_eq!(pick(&mut members, true, now), "b:1");
         assert_eq!(pick(&mut members, true, now), "a:1");
         assert_eq!(pick(&mut members, false, now), "a:1");
