@@ -231,6 +231,6 @@ async fn batches_that_cannot_be_right_are_refused_here() {
         assert_eq!(error.fate(), Fate::Reject);
         assert!(error.to_string().contains(why), "{sql}: {error}");
     }
-    assert_eq!(db.batch([(INSERT, vec![]); 0]).await, Ok(ExecResult::default()));
+    assert_eq!(db.batch(Vec::<(&str, Vec<Value>)>::new()).await, Ok(ExecResult::default()));
     assert_eq!(fake.log(), []);
 }
