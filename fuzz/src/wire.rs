@@ -85,8 +85,11 @@ fn check_response(response: &Response, dialect: Dialect) {
     assert_eq!(Response::decode_as(&again(&out), dialect).as_ref(), Ok(response), "said again");
 }
 
+/// Names, rows and end of a message of rows.
+type Table = (Vec<Vec<u8>>, Vec<Vec<Value>>, End);
+
 /// The rows of a message, if it is one of rows down to its end.
-fn read_rows(body: &[u8]) -> Option<(Vec<Vec<u8>>, Vec<Vec<Value>>, End)> {
+fn read_rows(body: &[u8]) -> Option<Table> {
     let mut decoder = RowsDecoder::new(body).ok()?;
     let names = decoder.names().iter().map(|name| name.to_vec()).collect();
     let (mut rows, mut row) = (Vec::new(), Vec::new());
