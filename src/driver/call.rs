@@ -277,7 +277,9 @@ impl Inner {
         self.counters.calls.add();
         let answer = self.repeat(call, op, collect).instrument(op.span(call)).await;
         let answer = answer.map_err(|error| match error {
-            DriverError::NoLeader { .. } | DriverError::TimedOut(_) | DriverError::Member { .. }
+            DriverError::NoLeader { .. }
+            | DriverError::TimedOut(_)
+            | DriverError::Member { .. }
                 if call.once.is_some_and(RequestId::is_in_doubt) =>
             {
                 DriverError::OutcomeUnknown { cause: error.to_string() }

@@ -23,7 +23,8 @@ use super::once::RequestId;
 use crate::base::limits;
 use crate::wire::request::HELLO_FOLLOWER_READS;
 use crate::wire::{
-    EXTENSION_VERSION, EXTENSION_VERSION_ONCE, Frame, FrameDecoder, Handshake, ReadLevel, Request, Response, Text, code,
+    EXTENSION_VERSION, EXTENSION_VERSION_ONCE, Frame, FrameDecoder, Handshake, ReadLevel, Request,
+    Response, Text, code,
 };
 
 /// Why there is no answer.

@@ -173,11 +173,7 @@ impl Database {
     /// # Errors
     ///
     /// Nothing has begun.
-    pub async fn begin_once(
-        &self,
-        id: &RequestId,
-        begin: Begin,
-    ) -> Result<BeginOnce, DriverError> {
+    pub async fn begin_once(&self, id: &RequestId, begin: Begin) -> Result<BeginOnce, DriverError> {
         Transaction::begin_once(self.session(), begin, id).await
     }
 
