@@ -3,10 +3,11 @@
 //!
 //! The rule: what was certainly not executed is tried again on the next leader until the call's
 //! deadline; so is a read, whatever happened to it. A write that was sent and has no answer is
-//! [`DriverError::OutcomeUnknown`] and never repeated.
+//! [`DriverError::OutcomeUnknown`] and never repeated, unless it has a [`RequestId`]: then it is,
+//! until the deadline.
 //!
 //! *Invariant*: a write leaves this module's loop a second time only after a failure that says
-//! that it was not executed the first time.
+//! that it was not executed the first time, or with the id of the first time.
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use super::Inner;
 use super::connection::{Connection, Fault, Level};
 use super::error::{DriverError, Outcome};
 use super::leader::{Backoff, Leaders};
+use super::once::RequestId;
 use super::pool::{Lent, Wanted};
 use super::rows::{Collector, Rows};
 use super::spread::ReadFrom;
@@ -52,7 +54,31 @@ pub(super) struct Call<'a> {
     pub(super) from: ReadFrom,
     /// It may leave a transaction open: its connection is not used again.
     pub(super) opens_transaction: bool,
+    /// It is executed once, however often it is sent.
+    pub(super) once: Option<&'a RequestId>,
     pub(super) deadline: Instant,
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn with_id(self, once: Option<&'a RequestId>) -> Call<'a> {
+        Call { once, ..self }
+    }
+
+    fn judge(&self, code: u64, message: &Text) -> Setback {
+        match self.once {
+            Some(id) => id.judge(code, message),
+            None => judge(self.effect, code, message),
+        }
+    }
+
+    fn judge_fault(&self, fault: &Fault) -> Setback {
+        if let (Some(id), Fault::NotSent(_)) = (self.once, fault) {
+            id.note_not_executed();
+        }
+        // What is executed once can be sent again, as what has no effect can.
+        let effect = if self.once.is_some() { Effect::Read } else { self.effect };
+        judge_fault(effect, fault)
+    }
 }
 
 /// What to send.
@@ -126,6 +152,7 @@ impl Op {
     pub(super) async fn perform(
         &self,
         connection: &mut Connection,
+        once: Option<&RequestId>,
         deadline: Instant,
     ) -> Result<Response, Fault> {
         let database = u64::from(connection.database_id());
@@ -159,7 +186,10 @@ impl Op {
                 }
             }
         };
-        connection.request(&request, deadline).await
+        match once {
+            Some(id) => connection.request_once(id, &request, deadline).await,
+            None => connection.request(&request, deadline).await,
+        }
     }
 }
 
@@ -246,6 +276,16 @@ impl Inner {
         op.check()?;
         self.counters.calls.add();
         let answer = self.repeat(call, op, collect).instrument(op.span(call)).await;
+        let answer = answer.map_err(|error| match error {
+            DriverError::NoLeader { .. }
+            | DriverError::TimedOut(_)
+            | DriverError::Member { .. }
+                if call.once.is_some_and(RequestId::is_in_doubt) =>
+            {
+                DriverError::OutcomeUnknown { cause: error.to_string() }
+            }
+            other => other,
+        });
         if let Err(DriverError::OutcomeUnknown { .. }) = &answer {
             self.counters.outcomes_unknown.add();
         }
@@ -342,13 +382,13 @@ impl Inner {
         op: &Op,
         collect: Option<usize>,
     ) -> Result<Exchanged, Setback> {
-        let faulty = |fault: Fault| judge_fault(call.effect, &fault);
+        let faulty = |fault: Fault| call.judge_fault(&fault);
         let connection = lent.get().map_err(faulty)?;
         if call.opens_transaction {
             connection.set_in_transaction(true);
         }
-        match op.perform(connection, call.deadline).await.map_err(faulty)? {
-            Response::Failure { code, message } => Err(judge(call.effect, code, &message)),
+        match op.perform(connection, call.once, call.deadline).await.map_err(faulty)? {
+            Response::Failure { code, message } => Err(call.judge(code, &message)),
             Response::Rows(body) if let Some(bytes_max) = collect => {
                 let mut collector = Collector::new(bytes_max);
                 let mut next = Response::Rows(body);
@@ -357,7 +397,7 @@ impl Inner {
                         Response::Rows(body) => collector.add(&body),
                         Response::Failure { code, message } => {
                             connection.set_idle();
-                            return Err(judge(call.effect, code, &message));
+                            return Err(call.judge(code, &message));
                         }
                         _ => Err(unexpected("no rows")),
                     };
@@ -395,8 +435,13 @@ impl Inner {
         let mut lent = slot.lend(connection);
         let faulty = |fault: Fault| judge_fault(Effect::Read, &fault);
         let connection = lent.get().map_err(faulty)?;
-        let answer = connection.prepare_for(database, level, deadline).await;
+        let once = call.once.is_some();
+        let answer = connection.prepare_for(database, level, once, deadline).await;
         let setback = match answer.map_err(faulty)? {
+            None if once && !connection.knows_ids() => {
+                let text = format!("{address} does not know request ids; nothing was sent");
+                Setback::Fail(DriverError::Invalid(text))
+            }
             None => return Ok(lent),
             Some(Response::Failure { code, message }) => judge(Effect::Read, code, &message),
             Some(_) => Setback::Fail(unexpected("another answer to Open")),

@@ -127,6 +127,6 @@ impl Database {
     }
 }
 
-fn take(home: &Mutex<Whereabouts>) -> Whereabouts {
+pub(super) fn take(home: &Mutex<Whereabouts>) -> Whereabouts {
     std::mem::replace(&mut *home.lock(), Whereabouts::Out)
 }

@@ -19,10 +19,12 @@ use tokio::time::{Instant, timeout_at};
 use super::address::{Dial, Stream};
 use super::error::Outcome;
 use super::metrics::{Counters, OpenMark};
+use super::once::RequestId;
 use crate::base::limits;
 use crate::wire::request::HELLO_FOLLOWER_READS;
 use crate::wire::{
-    EXTENSION_VERSION, Frame, FrameDecoder, Handshake, ReadLevel, Request, Response, Text, code,
+    EXTENSION_VERSION, EXTENSION_VERSION_ONCE, Frame, FrameDecoder, Handshake, ReadLevel, Request,
+    Response, Text, code,
 };
 
 /// Why there is no answer.
@@ -54,7 +56,8 @@ pub(super) struct Level {
 enum Extension {
     NotAsked,
     Absent,
-    Present,
+    /// It speaks this version of our requests.
+    Present(u64),
 }
 
 /// A prepared statement of this connection.
@@ -226,6 +229,31 @@ impl Connection {
         Ok(response)
     }
 
+    /// As [`Connection::request`], of a statement that is executed once: its id leaves with it.
+    pub(super) async fn request_once(
+        &mut self,
+        id: &RequestId,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Response, Fault> {
+        let (database, age_ms) = (u64::from(self.database_id()), id.note_sent());
+        let named = Request::RequestId { database, id: id.bytes(), age_ms };
+        named.encode(&mut self.out).map_err(|error| Fault::NotSent(error.to_string()))?;
+        let armed = self.request(request, deadline).await?;
+        self.busy = true;
+        if armed != Response::Empty {
+            return Err(Fault::Lost("the server broke the protocol: an id refused".to_owned()));
+        }
+        let response = self.response(deadline).await?;
+        self.busy = matches!(response, Response::Rows(_));
+        Ok(response)
+    }
+
+    /// Whether the server has said that it knows ids.
+    pub(super) fn knows_ids(&self) -> bool {
+        matches!(self.extension, Extension::Present(version) if version >= EXTENSION_VERSION_ONCE)
+    }
+
     /// Reads one more message.
     pub(super) async fn response(&mut self, deadline: Instant) -> Result<Response, Fault> {
         let decoded = match self.frame(deadline).await {
@@ -279,19 +307,21 @@ impl Connection {
         &mut self,
         database: Option<&str>,
         level: Level,
+        once: bool,
         deadline: Instant,
     ) -> Result<Option<Response>, Fault> {
         let follower = self.follower;
-        if self.extension == Extension::NotAsked && (follower || level != self.level) {
+        let asks = follower || once || level != self.level;
+        if self.extension == Extension::NotAsked && asks {
             let flags = if follower { HELLO_FOLLOWER_READS } else { 0 };
             let hello = Request::Hello { version: EXTENSION_VERSION, flags };
             self.extension = match self.request(&hello, deadline).await? {
-                Response::HelloOk { .. } => Extension::Present,
+                Response::HelloOk { version, .. } => Extension::Present(version),
                 Response::Failure { code: code::PARSE, .. } => Extension::Absent,
                 other => return Ok(Some(other)),
             };
         }
-        if level != self.level && self.extension == Extension::Present {
+        if level != self.level && matches!(self.extension, Extension::Present(_)) {
             let Level { level: wanted, max_staleness_ms } = level;
             let request = Request::ReadLevel { level: wanted.code(), max_staleness_ms };
             match self.request(&request, deadline).await? {

@@ -119,6 +119,7 @@ impl Database {
             effect,
             from: self.from,
             opens_transaction,
+            once: None,
             deadline: Instant::now() + self.timeout,
         }
     }
@@ -131,7 +132,8 @@ impl Database {
             return Err(refuse_control());
         }
         let op = Op::Exec(sql.into(), encode(&params)?);
-        let call = self.call(shape.effect, shape.controls);
+        let id = self.own_id(sql, shape.effect);
+        let call = self.call(shape.effect, shape.controls).with_id(id.as_ref());
         let (_lent, response) = self.client.inner.run(call, &op).await?;
         ExecResult::from_response(&response)
     }
@@ -145,7 +147,8 @@ impl Database {
     /// Runs one statement and collects its rows.
     pub async fn query(&self, sql: &str, params: Vec<Value>) -> Result<Rows, DriverError> {
         let (call, op) = self.query_call(sql, &params)?;
-        self.client.inner.collect(call, &op).await
+        let id = self.own_id(sql, call.effect);
+        self.client.inner.collect(call.with_id(id.as_ref()), &op).await
     }
 
     /// Runs one statement; its rows become values of a type: structs by the names of columns,
@@ -267,7 +270,8 @@ impl Statement {
     /// Runs it for its effect.
     pub async fn execute(&self, params: Vec<Value>) -> Result<ExecResult, DriverError> {
         let op = Op::ExecPrepared(self.sql.clone(), encode(&params)?);
-        let call = self.database.call(self.effect, false);
+        let id = self.database.own_id(&self.sql, self.effect);
+        let call = self.database.call(self.effect, false).with_id(id.as_ref());
         let (_lent, response) = self.database.client.inner.run(call, &op).await?;
         ExecResult::from_response(&response)
     }
@@ -275,7 +279,8 @@ impl Statement {
     /// Runs it and collects its rows.
     pub async fn query(&self, params: Vec<Value>) -> Result<Rows, DriverError> {
         let op = Op::QueryPrepared(self.sql.clone(), encode(&params)?);
-        let call = self.database.call(self.effect, false);
+        let id = self.database.own_id(&self.sql, self.effect);
+        let call = self.database.call(self.effect, false).with_id(id.as_ref());
         self.database.client.inner.collect(call, &op).await
     }
 

@@ -27,6 +27,7 @@
 //! | `spread` | reads served by other members |
 //! | `database`, `batch` | what callers hold: databases, statements, several at once |
 //! | `session`, `transaction`, `closure` | transactions by hand, with savepoints, as closures |
+//! | `once` | writes and transactions that are executed once |
 //! | `rows`, `typed` | results, and rows as Rust types |
 //! | `dump` | a whole database, copied out |
 //! | `metrics` | what a client counts |
@@ -49,6 +50,7 @@ mod error;
 mod leader;
 mod members;
 mod metrics;
+mod once;
 mod params;
 mod pool;
 mod rows;
@@ -72,6 +74,7 @@ pub use database::{Database, Statement};
 pub use dump::Dump;
 pub use error::{Attempt, DriverError, Outcome};
 pub use metrics::Metrics;
+pub use once::{BeginOnce, RequestId};
 pub use rows::{ExecResult, RowStream, Rows};
 pub use session::Session;
 pub use spread::ReadFrom;
@@ -115,7 +118,11 @@ pub struct Options {
     pub result_bytes_max: usize,
     /// The way to servers.
     pub dial: Arc<dyn Dial>,
-    /// For jitter.
+    /// Every write of a [`Database`] that is one statement gets a [`RequestId`]: then it is tried
+    /// again until the deadline, whatever happened to it. Off by default: an id costs a row in a
+    /// table, and a server older than this driver does not know it.
+    pub request_ids: bool,
+    /// For jitter and ids.
     pub random: Arc<dyn Randomness>,
 }
 
@@ -132,6 +139,7 @@ impl Default for Options {
             read_from: ReadFrom::Leader,
             result_bytes_max: 256 << 20,
             dial: Arc::new(PlainDial),
+            request_ids: false,
             random: Env::real().random,
         }
     }
@@ -350,6 +358,7 @@ impl Client {
             effect,
             from: ReadFrom::Leader,
             opens_transaction: false,
+            once: None,
             deadline: Instant::now() + self.inner.options.call_timeout,
         };
         let (_lent, response) = self.inner.run(call, &Op::Plain(request)).await?;

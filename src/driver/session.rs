@@ -16,10 +16,11 @@ use super::call::{Effect, Op, Setback, judge, unexpected};
 use super::connection::Fault;
 use super::database::{Database, Shape, encode};
 use super::error::DriverError;
+use super::once::RequestId;
 use super::pool::Lent;
 use super::rows::{ExecResult, RowStream, Rows, Source};
 use super::sql::{self, Control};
-use crate::wire::{Response, Value};
+use crate::wire::{Request, Response, Value};
 
 /// What is known of a session's transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +144,32 @@ impl Session {
         Ok(response)
     }
 
+    /// Begins a transaction that is committed once; what it left to be told if it was before.
+    pub(super) async fn begin_once(
+        &mut self,
+        sql: &str,
+        id: &RequestId,
+    ) -> Result<Option<Vec<u8>>, DriverError> {
+        let call = self.database.call(Effect::Read, true).with_id(Some(id));
+        let op = Op::Exec(sql.into(), encode(&[])?);
+        let (lent, response) = self.database.client().inner.run(call, &op).await?;
+        let before = match response {
+            Response::AlreadyExecuted { outcome, .. } => Some(outcome.to_vec()),
+            _ => None,
+        };
+        let state = if before.is_none() { State::Closed.after(sql) } else { State::Closed };
+        self.keep(lent, state);
+        Ok(before)
+    }
+
+    /// Says what a repeat of the open transaction will be told.
+    pub(super) async fn set_outcome(&mut self, outcome: &[u8]) -> Result<(), DriverError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let outcome = outcome.to_vec().into();
+        let op = Op::Plain(Request::Outcome { database: 0, outcome });
+        self.within(open, "", &op).await.map(drop)
+    }
+
     /// Runs statements within the open transaction.
     async fn within(&mut self, open: Open, sql: &str, op: &Op) -> Result<Response, DriverError> {
         let Open { mut lent, state } = open;
@@ -185,7 +212,7 @@ impl Session {
             let drained = connection.interrupt(deadline).await;
             drained.map_err(|fault| Fault::NotSent(fault.cause().to_owned()))?;
         }
-        op.perform(connection, deadline).await
+        op.perform(connection, None, deadline).await
     }
 
     /// Keeps the connection of an open transaction, returns that of a closed one.

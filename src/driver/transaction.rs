@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::error::DriverError;
+use super::once::{BeginOnce, RequestId};
 use super::rows::{ExecResult, RowStream, Rows};
 use super::session::Session;
 use super::sql::{self, Control};
@@ -34,6 +35,16 @@ pub enum Begin {
     Immediate,
     /// As [`Begin::Immediate`]: readers are never kept out.
     Exclusive,
+}
+
+impl Begin {
+    fn sql(self) -> &'static str {
+        match self {
+            Begin::Deferred => "BEGIN",
+            Begin::Immediate => "BEGIN IMMEDIATE",
+            Begin::Exclusive => "BEGIN EXCLUSIVE",
+        }
+    }
 }
 
 /// Where the transaction of a closure is.
@@ -69,13 +80,23 @@ impl Transaction {
         mut session: Session,
         begin: Begin,
     ) -> Result<Transaction, DriverError> {
-        let sql = match begin {
-            Begin::Deferred => "BEGIN",
-            Begin::Immediate => "BEGIN IMMEDIATE",
-            Begin::Exclusive => "BEGIN EXCLUSIVE",
-        };
-        session.execute(sql, Vec::new()).await?;
-        Ok(Transaction { session, depth: 0, undo: None, worth_repeating: false, home: None })
+        session.execute(begin.sql(), Vec::new()).await?;
+        Ok(Transaction::of(session))
+    }
+
+    pub(super) async fn begin_once(
+        mut session: Session,
+        begin: Begin,
+        id: &RequestId,
+    ) -> Result<BeginOnce, DriverError> {
+        Ok(match session.begin_once(begin.sql(), id).await? {
+            Some(outcome) => BeginOnce::Before(outcome),
+            None => BeginOnce::Begun(Transaction::of(session)),
+        })
+    }
+
+    fn of(session: Session) -> Transaction {
+        Transaction { session, depth: 0, undo: None, worth_repeating: false, home: None }
     }
 
     /// For a closure: when it is dropped, it is found in its home.
@@ -177,6 +198,28 @@ impl Transaction {
     /// Commits, and lets the caller look at the transaction afterwards.
     pub(super) async fn end(&mut self) -> Result<(), DriverError> {
         self.control("COMMIT").await
+    }
+
+    /// Commits a transaction that has an id ([`super::Database::begin_once`]), and leaves what a
+    /// repeat of it is told: some less than 64 KiB.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::OutcomeUnknown`]: begin it once more with the same id. Any other: it was not
+    /// committed.
+    pub async fn commit_with(mut self, outcome: &[u8]) -> Result<(), DriverError> {
+        self.leave_home();
+        self.end_with(outcome).await
+    }
+
+    pub(super) async fn end_with(&mut self, outcome: &[u8]) -> Result<(), DriverError> {
+        self.undo_dropped().await?;
+        self.alive()?;
+        if !outcome.is_empty() {
+            let result = self.session.set_outcome(outcome).await;
+            self.noted(result)?;
+        }
+        self.end().await
     }
 
     /// Rolls back.
