@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::base::Env;
 use crate::pages::Store;
-use crate::sqlite::{Connection, ConnectionOptions, SqlError, TempSpace, View};
+use crate::sqlite::{Connection, ConnectionOptions, SqlError, TempSpace, TimeLimit, View};
 
 use super::MemberOptions;
 use super::write::WriteSlot;
@@ -82,6 +82,9 @@ impl Database {
             transaction_bytes_max: options.transaction_bytes_max,
             cache_kib: WRITER_CACHE_KIB,
             space: space.clone(),
+            time_limit: options
+                .statement_max
+                .map(|max| TimeLimit { clock: env.clock.clone(), max }),
         };
         let (of, writer) = (store.clone(), base.clone());
         let connect = Box::new(move || match Connection::open(of.clone(), &writer) {
