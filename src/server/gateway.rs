@@ -2,8 +2,11 @@
 //! connection goes on reading, so that an Interrupt reaches it and a client that went away ends
 //! it.
 //!
+//! An Interrupt stops the one request that runs when it comes. Others that were sent between the
+//! two are run and answered in their places.
+//!
 //! *Invariant*: each request gets its documented answer, in the order of the requests; exactly one
-//! Empty answers an Interrupt, also where it stands for the end of an interrupted query.
+//! Empty answers an Interrupt: in its place, or as the end of the query that it stopped.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,8 +33,15 @@ struct Socket {
     read: ReadHalf<Box<dyn PeerStream>>,
     write: WriteHalf<Box<dyn PeerStream>>,
     decoder: FrameDecoder,
-    ahead: VecDeque<Frame>,
+    ahead: VecDeque<Ahead>,
     ended: bool,
+}
+
+/// A request that waits for its turn.
+struct Ahead {
+    frame: Frame,
+    /// An Interrupt that has stopped a request already.
+    spent: bool,
 }
 
 impl Socket {
@@ -48,7 +58,7 @@ impl Socket {
     fn take_frames(&mut self) -> io::Result<()> {
         while self.ahead.len() < AHEAD_MAX {
             match self.decoder.next_frame() {
-                Ok(Some(frame)) => self.ahead.push_back(frame),
+                Ok(Some(frame)) => self.ahead.push_back(Ahead { frame, spent: false }),
                 Ok(None) => break,
                 Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
             }
@@ -56,8 +66,19 @@ impl Socket {
         Ok(())
     }
 
-    fn interrupted(&self) -> bool {
-        self.ahead.iter().any(|frame| frame.header.kind == request::kind::INTERRUPT)
+    /// Spends the first Interrupt that waits on the request that runs. Whether there was one.
+    fn spend_interrupt(&mut self) -> bool {
+        let is_new = |waits: &&mut Ahead| {
+            waits.frame.header.kind == request::kind::INTERRUPT && !waits.spent
+        };
+        let interrupt = self.ahead.iter_mut().find(is_new);
+        interrupt.map(|interrupt| interrupt.spent = true).is_some()
+    }
+
+    /// Takes the Interrupt that was spent last out of the line: it is answered out of its turn.
+    fn take_spent(&mut self) -> Option<Frame> {
+        let at = self.ahead.iter().rposition(|waits| waits.spent)?;
+        self.ahead.remove(at).map(|waits| waits.frame)
     }
 }
 
@@ -94,7 +115,7 @@ async fn converse(
         if idle_until.is_some_and(|until| until <= Instant::now()) {
             client.expire();
         }
-        let Some(frame) = socket.ahead.pop_front() else {
+        let Some(Ahead { frame, .. }) = socket.ahead.pop_front() else {
             if socket.ended {
                 return Ok(());
             }
@@ -131,8 +152,14 @@ async fn run(socket: &mut Socket, client: &mut Client, frame: Frame) -> io::Resu
     cancel.cancel();
     match done? {
         Reply::Message(message) => socket.write.write_all(&message).await,
-        // The Empty that answers the Interrupt is the end of the query too.
-        Reply::Interrupted => Ok(()),
+        Reply::Interrupted => {
+            // The Empty that answers the Interrupt is the end of the query too.
+            let mut out = BytesMut::new();
+            if let Some(interrupt) = socket.take_spent() {
+                client.answer_at_once(&interrupt, &mut out)?;
+            }
+            socket.write.write_all(&out).await
+        }
         Reply::Close(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
     }
 }
@@ -147,8 +174,11 @@ async fn mind(
     let (parts, mut rows) = mpsc::channel(PARTS_AHEAD_MAX);
     let mut task = client.start(frame, cancel.clone(), parts);
     let mut open = true;
+    let mut interrupted = false;
     let reply = loop {
-        if socket.interrupted() || socket.ended {
+        // One Interrupt stops one request.
+        interrupted = interrupted || socket.spend_interrupt();
+        if interrupted || socket.ended {
             cancel.cancel();
         }
         tokio::select! {

@@ -31,7 +31,7 @@ const STATEMENTS_MAX: usize = 4096;
 pub enum Reply {
     /// A message (or several).
     Message(BytesMut),
-    /// Nothing: the Interrupt that ended it is answered instead.
+    /// Nothing: the Interrupt that ended it is answered instead, now.
     Interrupted,
     /// The connection is closed.
     Close(String),
