@@ -25,7 +25,7 @@ use quire::pages::delta::DeltaHeader;
 use quire::pages::store::Place;
 use quire::pages::{Catalog, Store};
 use quire::sqlite::{
-    Cancel, Column, Connection, ConnectionOptions, RowSink, SqlError, Surplus, TempSpace, Value,
+    Cancel, Columns, Connection, ConnectionOptions, RowSink, SqlError, Surplus, TempSpace, Value,
     ValueRef, View,
 };
 
@@ -96,7 +96,7 @@ struct Quire {
 struct Length(usize);
 
 impl RowSink for Length {
-    fn columns(&mut self, _: &[Column<'_>]) -> Result<(), SqlError> {
+    fn columns(&mut self, _: Columns<'_>) -> Result<(), SqlError> {
         Ok(())
     }
 
@@ -191,8 +191,14 @@ impl Fixture {
 
     fn connect(&self, view: View, shared: bool, cache_kib: u32) -> Connection {
         let space = self.space.clone();
-        let options =
-            ConnectionOptions { view, shared, transaction_bytes_max: 1 << 30, cache_kib, space };
+        let options = ConnectionOptions {
+            view,
+            shared,
+            transaction_bytes_max: 1 << 30,
+            cache_kib,
+            space,
+            time_limit: None,
+        };
         Connection::open(self.store.clone(), &options).expect("a connection")
     }
 

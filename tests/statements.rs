@@ -3,9 +3,17 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use common::{Replicas, fails, one, query, run, try_run};
+use quire::base::Clock;
 use quire::sqlite::connection::Counters;
-use quire::sqlite::{Cancel, Column, RowSink, SqlError, Surplus, Value, ValueRef};
+use quire::sqlite::{
+    Cancel, Columns, Connection, ConnectionOptions, RowSink, SqlError, Surplus, TimeLimit, Value,
+    ValueRef, View,
+};
 use rusqlite::ffi;
 
 #[test]
@@ -163,6 +171,52 @@ fn an_interrupted_insert_inside_a_transaction() {
     assert_eq!(replicas.one("SELECT group_concat(a) FROM t"), "2");
 }
 
+/// A clock that goes a second further each time that somebody looks.
+#[derive(Default)]
+struct Leaping(AtomicU64);
+
+impl Clock for Leaping {
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn unix(&self) -> Duration {
+        self.monotonic()
+    }
+}
+
+/// `timeouts.statement` was read from the configuration and nobody looked at it: a statement that
+/// did not end ran for ever.
+#[test]
+fn a_statement_that_runs_for_too_long_is_stopped_and_says_why() {
+    let mut replicas = Replicas::new();
+    let time_limit = TimeLimit { clock: Arc::new(Leaping::default()), max: Duration::from_secs(5) };
+    let options =
+        ConnectionOptions { time_limit: Some(time_limit), ..replicas.options(View::Head, false) };
+    let writer = Connection::open(replicas.leader.store.clone(), &options).unwrap();
+    writer.link().allow_write(true);
+    run(&writer, "CREATE TABLE t(a)");
+    let endless = "WITH RECURSIVE c(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM c)";
+    let stops = |sql: &str| {
+        let error = fails(&writer, &format!("{endless} {sql}"));
+        assert_eq!(error.code, ffi::SQLITE_INTERRUPT);
+        assert!(error.message.contains("longer than 5s"), "{error}");
+        assert!(!error.is_interrupted(), "nobody asked it to stop");
+    };
+    stops("SELECT count(*) FROM c");
+    stops("INSERT INTO t SELECT i FROM c");
+    // Each has all of the time; what needs no look at the clock may take as long as it does.
+    for row in 0..20 {
+        run(&writer, &format!("INSERT INTO t VALUES({row})"));
+    }
+    // What only reads takes nothing with it.
+    run(&writer, "BEGIN; INSERT INTO t VALUES(20)");
+    stops("SELECT count(*) FROM c");
+    run(&writer, "COMMIT");
+    replicas.replicate();
+    assert_eq!(replicas.one("SELECT count(*) FROM t"), "21");
+}
+
 /// A statement from the cache was described by the columns it had before the schema changed:
 /// SELECT * lost the new column.
 #[test]
@@ -170,8 +224,8 @@ fn a_cached_statement_has_the_columns_of_today() {
     #[derive(Default)]
     struct Names(Vec<String>, usize);
     impl RowSink for Names {
-        fn columns(&mut self, columns: &[Column<'_>]) -> Result<(), SqlError> {
-            self.0.extend(columns.iter().map(|column| column.name.to_owned()));
+        fn columns(&mut self, columns: Columns<'_>) -> Result<(), SqlError> {
+            self.0.extend(columns.names().map(str::to_owned));
             Ok(())
         }
         fn row(&mut self, values: &[ValueRef<'_>]) -> Result<(), SqlError> {
@@ -203,7 +257,7 @@ fn a_cached_statement_has_the_columns_of_today() {
 fn a_writing_statement_that_is_not_read_to_its_end_is_rolled_back() {
     struct Enough;
     impl RowSink for Enough {
-        fn columns(&mut self, _: &[Column<'_>]) -> Result<(), SqlError> {
+        fn columns(&mut self, _: Columns<'_>) -> Result<(), SqlError> {
             Ok(())
         }
         fn row(&mut self, _: &[ValueRef<'_>]) -> Result<(), SqlError> {

@@ -19,6 +19,7 @@ static PATIENT: Shared = Shared::new(|| {
 /// With limits so short that a test can wait for them.
 static HASTY: Shared = Shared::new(|| {
     let options = Options::new(3).set("timeouts.busy", "20s");
+    let options = options.set("timeouts.statement", "1s");
     options.set("timeouts.idle_writer", "300ms").set("timeouts.idle_transaction", "600ms")
 });
 
@@ -442,6 +443,68 @@ async fn an_interrupted_exec_fails_changes_nothing_and_has_one_empty() -> Result
     assert_eq!(commit, failure(1, "cannot commit - no transaction is active"));
     assert_eq!(raw.integer("SELECT count(*) FROM t").await?, 0);
     raw.run("INSERT INTO t VALUES(2)").await?;
+    Ok(())
+}
+
+/// Every request that stood before an Interrupt was cancelled by it, one after the other, also
+/// those that had not begun when it came. It means the one right before it.
+#[tokio::test]
+async fn an_interrupt_stops_the_request_before_it() -> Result<()> {
+    let cluster = PATIENT.get().await?;
+    let mut raw = cluster.raw("interrupt-one").await?;
+    raw.run("CREATE TABLE t(a)").await?;
+    let endless = exec_sql(&format!("INSERT INTO t {ENDLESS} SELECT x FROM c"));
+    let query = query_sql(&format!("{ENDLESS} SELECT count(*) FROM c"));
+    // One that is over only after many a look at whether it is to stop.
+    let long = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 99999)
+        INSERT INTO t SELECT count(*) FROM c";
+    let stopped = Response::failure(9, "interrupted");
+    let inserted = async |raw: &mut Raw| -> Result<()> {
+        let answer = raw.response().await?;
+        ensure!(matches!(answer, Response::Result { rows_affected: 1, .. }), "{answer:?}");
+        Ok(())
+    };
+
+    raw.send(&[exec_sql(long), endless, INTERRUPT, exec_sql(long)]).await?;
+    inserted(&mut raw).await?;
+    assert_eq!([raw.response().await?, raw.response().await?], [stopped, Response::Empty]);
+    inserted(&mut raw).await?;
+
+    raw.send(&[exec_sql(long), query, INTERRUPT, exec_sql(long), INTERRUPT, INTERRUPT]).await?;
+    inserted(&mut raw).await?;
+    assert_eq!(raw.response().await?, Response::Empty);
+    // This one may be over before its Interrupt is seen, or not.
+    raw.response().await?;
+    assert_eq!(raw.response().await?, Response::Empty);
+    assert_eq!(until_empty(&mut raw).await?, []);
+    Ok(())
+}
+
+/// `timeouts.statement` reached nobody: a statement that did not end ran for ever.
+#[tokio::test]
+async fn a_statement_that_runs_for_too_long_is_stopped() -> Result<()> {
+    let cluster = HASTY.get().await?;
+    let mut raw = cluster.raw("too-long").await?;
+    raw.run("CREATE TABLE t(a)").await?;
+    for request in [
+        query_sql(&format!("{ENDLESS} SELECT count(*) FROM c")),
+        query_sql(&format!("{ENDLESS} SELECT x FROM c")),
+        exec_sql(&format!("INSERT INTO t {ENDLESS} SELECT x FROM c")),
+    ] {
+        raw.send(&[request]).await?;
+        let failure = loop {
+            match raw.response().await? {
+                Response::Rows(body) => {
+                    assert_eq!(add_rows(&body, &mut Vec::new())?, End::Part);
+                }
+                other => break other,
+            }
+        };
+        let text = "the statement was interrupted: it ran longer than 1s, which \
+            timeouts.statement allows";
+        assert_eq!(failure, Response::failure(9, text));
+    }
+    assert_eq!(raw.integer("SELECT count(*) FROM t").await?, 0);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::base::{Env, limits};
 use crate::pages::Store;
-use crate::sqlite::{Connection, ConnectionOptions, SqlError, TempSpace, View};
+use crate::sqlite::{Connection, ConnectionOptions, SqlError, TempSpace, TimeLimit, View};
 
 use super::MemberOptions;
 use super::write::WriteSlot;
@@ -73,6 +73,9 @@ impl Database {
             transaction_bytes_max: options.transaction_bytes_max,
             cache_kib: limits::WRITER_CACHE_KIB,
             space: space.clone(),
+            time_limit: options
+                .statement_max
+                .map(|max| TimeLimit { clock: env.clock.clone(), max }),
         };
         let (of, writer) = (store.clone(), base.clone());
         let connect = Box::new(move || match Connection::open(of.clone(), &writer) {

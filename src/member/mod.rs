@@ -64,6 +64,8 @@ pub struct MemberOptions {
     pub idle_transaction_max: Duration,
     /// ... and one that holds the write slot, after this long.
     pub idle_writer_max: Duration,
+    /// A statement may run this long.
+    pub statement_max: Option<Duration>,
     /// Unacknowledged transactions of a database.
     pub run_ahead_transactions_max: usize,
     /// Bytes of them.
@@ -151,7 +153,7 @@ impl From<SqlError> for Failure {
         match &error.cause {
             Some(PagesError::NotLeader | PagesError::Rewound) => Failure::NotLeader,
             Some(damaged @ PagesError::Damaged { .. }) => Failure::Damaged(damaged.to_string()),
-            _ if error.primary() == rusqlite::ffi::SQLITE_INTERRUPT => Failure::Interrupted,
+            _ if error.is_interrupted() => Failure::Interrupted,
             _ => Failure::Sql(error),
         }
     }

@@ -25,7 +25,7 @@ use rusqlite::ffi;
 use crate::base::{Executor, limits};
 use crate::sqlite::connection::{Counters, Described, Surplus};
 use crate::sqlite::{
-    Cancel, Column, Connection, Delivery, Ran, Request, RowSink, SqlError, Value, ValueRef, text,
+    Cancel, Columns, Connection, Delivery, Ran, Request, RowSink, SqlError, Value, ValueRef, text,
 };
 
 use super::database::{Borrowed, Database};
@@ -53,7 +53,7 @@ pub enum ReadLevel {
 struct NoRows;
 
 impl RowSink for NoRows {
-    fn columns(&mut self, _: &[Column<'_>]) -> Result<(), SqlError> {
+    fn columns(&mut self, _: Columns<'_>) -> Result<(), SqlError> {
         Ok(())
     }
 
@@ -607,6 +607,9 @@ impl Session {
 
     /// The session's counters after a statement that ran.
     fn count(&mut self, sql: &str, ran: &Ran) {
+        if !ran.wrote {
+            return;
+        }
         self.counters.last_insert_rowid = ran.last_insert_rowid;
         if text::counts_changes(sql) {
             self.counters.changes = ran.changes;

@@ -116,7 +116,8 @@ pub struct Timeouts {
     /// writer fails everybody. Default 3 s.
     #[serde(with = "text::duration")]
     pub idle_writer: Duration,
-    /// A statement that runs longer is interrupted; in text, `none` for no bound. Default none.
+    /// A statement that runs longer is interrupted; in text, `none` for no bound. Waiting for its
+    /// turn does not count, the time in which its rows are taken does. Default none.
     #[serde(with = "text::optional_duration")]
     pub statement: Option<Duration>,
 }

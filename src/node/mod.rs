@@ -388,6 +388,7 @@ fn member_options(config: &Config, timeouts: &Timeouts) -> MemberOptions {
         busy_timeout: config.timeouts.busy,
         idle_transaction_max: config.timeouts.idle_transaction,
         idle_writer_max: config.timeouts.idle_writer,
+        statement_max: config.timeouts.statement,
         run_ahead_transactions_max: usize::try_from(config.limits.run_ahead_transactions)
             .unwrap_or(usize::MAX),
         run_ahead_bytes_max: size(config.limits.run_ahead_bytes),

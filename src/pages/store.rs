@@ -1,13 +1,15 @@
-//! One database: its versions, snapshots of them, and the four ways a version changes hands:
-//! *freeze and publish* (a transaction here made a new head; `freeze.rs`), *apply* (Raft committed
-//! a delta; `apply.rs`), *rewind* (everything above applied is dropped) and the fold of `fold.rs`
-//! (the base moves up).
+//! One database: its versions, snapshots of them (`snapshot.rs`), and the four ways a version
+//! changes hands: *freeze and publish* (a transaction here made a new head; `freeze.rs`), *apply*
+//! (Raft committed a delta; `apply.rs`), *rewind* (everything above applied is dropped) and the
+//! fold of `fold.rs` (the base moves up).
 //!
 //! Locks, always in this order: the stage, the publish permit, the overlay, the state. No lock is held
 //! across a disk write; a reader holds none while it reads the base file.
 //!
 //! *Invariant*: base <= applied <= head; `pending` holds exactly the versions above applied, in
 //! order; a snapshot is registered and its version read under one lock.
+
+mod snapshot;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,13 +24,16 @@ use crate::disk::{Disk, SqliteLock};
 
 use super::PagesError;
 use super::apply::Stage;
-use super::base_file::{BaseFile, BaseRead};
+use super::base_file::BaseFile;
 use super::encoded::{Encoded, Parts};
 use super::fold::Folded;
 use super::freeze::Frozen;
 use super::overlay::Overlay;
-use super::page::{Body, Image, PageNo, page_hash};
+use super::page::{Image, PageNo};
 use super::spill::SpillSpace;
+
+pub use snapshot::Snapshot;
+pub(super) use snapshot::{APPLIED, Stands};
 
 /// How many rewinds back the validity of an old snapshot can still be told.
 const REWINDS_REMEMBERED: usize = 64;
@@ -183,12 +188,6 @@ impl State {
     }
 }
 
-/// Whether the version that is being read still stands.
-pub(super) type Stands<'a> = &'a dyn Fn() -> Result<(), PagesError>;
-
-/// The applied version, as apply itself reads it: it cannot go.
-pub(super) const APPLIED: Stands<'static> = &|| Ok(());
-
 /// One database on this member.
 pub struct Store {
     id: DatabaseId,
@@ -319,6 +318,7 @@ impl Store {
     }
 
     /// The epoch: a handle's view of the head is good for one of them.
+    #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
@@ -435,119 +435,6 @@ impl Store {
         match self.damage() {
             None => Ok(()),
             Some(what) => Err(PagesError::Damaged { database: self.name.to_string(), what }),
-        }
-    }
-
-    // ---- snapshots
-
-    /// A snapshot of the applied version.
-    pub fn snapshot_applied(self: &Arc<Store>) -> Result<Snapshot, PagesError> {
-        self.check_damage()?;
-        let mut state = self.state.lock();
-        let (point, epoch) = (state.applied, state.epoch);
-        state.pin(point.version);
-        Ok(Snapshot { store: self.clone(), point, epoch, of_applied: true })
-    }
-
-    /// A snapshot of the head. What is read from it must be held back until it is applied.
-    pub fn snapshot_head(self: &Arc<Store>) -> Result<Snapshot, PagesError> {
-        self.check_damage()?;
-        let mut state = self.state.lock();
-        let (point, epoch) = (state.head, state.epoch);
-        state.pin(point.version);
-        let of_applied = state.pending.is_empty();
-        Ok(Snapshot { store: self.clone(), point, epoch, of_applied })
-    }
-
-    /// Whether `version`, seen in `epoch`, was not dropped by a rewind since.
-    pub fn stands(&self, epoch: u64, version: u64) -> bool {
-        epoch == self.epoch() || self.state.lock().survives(epoch, version)
-    }
-
-    /// A page at a version that stands as long as `stands` says so, into `out` (one page long);
-    /// its hash. What a version that was dropped or given up reads from the base means nothing:
-    /// only then a mismatch is no damage.
-    pub(super) fn read_page(
-        &self,
-        page: PageNo,
-        version: u64,
-        stands: Stands<'_>,
-        out: &mut [u8],
-    ) -> Result<u128, PagesError> {
-        loop {
-            let before = self.fold_count.load(Ordering::Acquire);
-            if let Some(found) = self.find_image(page, version, out) {
-                return found;
-            }
-            let read = self.base.read(page, out)?;
-            // A fold may have overtaken this read; then the page may be a newer one or torn.
-            if self.fold_count.load(Ordering::Acquire) != before {
-                continue;
-            }
-            return match read {
-                BaseRead::Good(hash) => Ok(hash),
-                BaseRead::Mismatch => {
-                    stands()?;
-                    Err(self.set_damaged(format!("page {page} does not match its hash")))
-                }
-            };
-        }
-    }
-
-    /// A page of the base as it is, for the readers below a fold that is about to overwrite it.
-    pub(super) fn read_base(&self, page: PageNo, out: &mut [u8]) -> Result<u128, PagesError> {
-        match self.base.read(page, out)? {
-            BaseRead::Good(hash) => Ok(hash),
-            BaseRead::Mismatch => {
-                Err(self.set_damaged(format!("page {page} does not match its hash")))
-            }
-        }
-    }
-
-    /// A page's image in the overlay, into `out`.
-    fn find_image(
-        &self,
-        page: PageNo,
-        version: u64,
-        out: &mut [u8],
-    ) -> Option<Result<u128, PagesError>> {
-        let overlay = self.overlay.read();
-        let image = overlay.find(page, version)?;
-        if let Body::Heap(bytes) = &image.body {
-            out.copy_from_slice(bytes);
-            return Some(Ok(image.hash));
-        }
-        // Not to hold the lock while a file is read.
-        let image = image.clone();
-        drop(overlay);
-        Some(match image.body.read(0, out) {
-            Ok(()) if page_hash(page, out) == image.hash => Ok(image.hash),
-            Ok(()) => Err(self.set_damaged(format!("the image of page {page} was changed"))),
-            Err(error) => Err(error.into()),
-        })
-    }
-
-    /// The hash of a page at a version, without reading the page.
-    pub(super) fn hash_of(
-        &self,
-        page: PageNo,
-        version: u64,
-        stands: Stands<'_>,
-    ) -> Result<u128, PagesError> {
-        loop {
-            let before = self.fold_count.load(Ordering::Acquire);
-            if let Some(image) = self.overlay.read().find(page, version) {
-                return Ok(image.hash);
-            }
-            let hash = self.base.hash(page)?;
-            if self.fold_count.load(Ordering::Acquire) != before {
-                continue;
-            }
-            if hash.is_none() {
-                stands()?;
-            }
-            return hash
-                .ok_or_else(|| self.set_damaged(format!("the hash of page {page} is missing")));
         }
     }
 
@@ -846,80 +733,5 @@ impl Waiting {
                 receiver.await.unwrap_or(Resolution::Dropped { proposed: true })
             }
         }
-    }
-}
-
-/// A registered view of one version. Its pages stay readable until it is dropped.
-pub struct Snapshot {
-    store: Arc<Store>,
-    point: Point,
-    epoch: u64,
-    /// The version was applied when this was taken: no rewind drops it.
-    of_applied: bool,
-}
-
-impl Snapshot {
-    /// The version it shows.
-    pub fn point(&self) -> Point {
-        self.point
-    }
-
-    /// The epoch it was taken in.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    /// The database it is of.
-    pub fn store(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    /// Reads bytes of a page, from `offset` within it. `false` when there is no such page.
-    pub fn read(&self, page: PageNo, offset: usize, out: &mut [u8]) -> Result<bool, PagesError> {
-        self.check()?;
-        if page == 0 || page > self.point.page_count {
-            return Ok(false);
-        }
-        let (version, stands): (u64, Stands<'_>) = (self.point.version, &|| self.check());
-        if offset == 0 && out.len() == self.store.page_size {
-            self.store.read_page(page, version, stands, out)?;
-        } else {
-            let mut whole = vec![0; self.store.page_size];
-            self.store.read_page(page, version, stands, &mut whole)?;
-            let end = offset.saturating_add(out.len());
-            let part = whole.get(offset..end).ok_or(PagesError::Refused("a read across pages"))?;
-            out.copy_from_slice(part);
-        }
-        // The bytes count only if the snapshot was still good after they were copied.
-        self.check()?;
-        Ok(true)
-    }
-
-    /// Whether it is what a transaction that writes now must begin on.
-    pub fn is_head(&self) -> bool {
-        let state = self.store.state.lock();
-        state.epoch == self.epoch && state.head == self.point
-    }
-
-    /// The hash of a page, without reading it. The page must exist.
-    pub fn hash(&self, page: PageNo) -> Result<u128, PagesError> {
-        self.store.hash_of(page, self.point.version, &|| self.check())
-    }
-
-    /// Whether its version still stands and its pages are still kept.
-    pub fn check(&self) -> Result<(), PagesError> {
-        if !self.of_applied && !self.store.stands(self.epoch, self.point.version) {
-            return Err(PagesError::Rewound);
-        }
-        if self.point.version < self.store.oldest_readable.load(Ordering::Acquire) {
-            return Err(PagesError::SnapshotTooOld);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Snapshot {
-    fn drop(&mut self) {
-        self.store.state.lock().unpin(self.point.version);
     }
 }

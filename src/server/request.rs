@@ -40,7 +40,7 @@ const RESOLVE_MAX: Duration = Duration::from_secs(5);
 pub enum Reply {
     /// A message (or several).
     Message(BytesMut),
-    /// Nothing: the Interrupt that ended it is answered instead.
+    /// Nothing: the Interrupt that ended it is answered instead, now.
     Interrupted,
     /// The connection is closed: the client broke the protocol.
     Close(String),

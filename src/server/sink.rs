@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use rusqlite::ffi;
 use tokio::sync::mpsc;
 
-use crate::sqlite::{Column, Delivery, Gate, RowSink, SqlError, ValueRef};
+use crate::sqlite::{Columns, Delivery, Gate, RowSink, SqlError, ValueRef};
 use crate::wire::{self, Batch, Declared, End, RowsEncoder};
 
 /// A result that must be held back until its transaction is committed is at most this large.
@@ -66,9 +66,9 @@ impl RowsSink {
 }
 
 impl RowSink for RowsSink {
-    fn columns(&mut self, columns: &[Column<'_>]) -> Result<(), SqlError> {
-        self.encoder = RowsEncoder::new(columns.iter().map(|column| column.name.as_bytes()));
-        self.declared = columns.iter().map(|column| Declared::of(column.declared)).collect();
+    fn columns(&mut self, columns: Columns<'_>) -> Result<(), SqlError> {
+        self.encoder = RowsEncoder::new(columns.names().map(str::as_bytes));
+        self.declared = columns.each(|column| Declared::of(column.declared)).collect();
         self.encoder.begin(&mut self.out);
         self.begun = true;
         Ok(())

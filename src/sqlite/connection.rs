@@ -9,16 +9,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::task::Poll;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::task::AtomicWaker;
-use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::functions::FunctionFlags;
 use rusqlite::limits::Limit;
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{OpenFlags, Statement, ffi};
+use smallvec::SmallVec;
 
 use crate::pages::{PagesError, Store};
 
@@ -26,6 +25,7 @@ mod once;
 
 use super::guard::{Guard, Notes};
 use super::link::{Link, Published, Seen, View};
+use super::stop::{Cancel, STEPS_BETWEEN_LOOKS, Stop, TimeLimit};
 use super::temp::TempSpace;
 use super::{text, vfs};
 
@@ -34,14 +34,11 @@ pub use once::{Request, Retention};
 /// Prepared statements that a connection keeps for the next time.
 const STATEMENT_CACHE_CAPACITY: usize = 64;
 
-/// The progress handler looks for a cancel after this many steps of SQLite's virtual machine.
-const PROGRESS_STEPS: i32 = 1000;
-
-/// A quick statement may take this many looks of the progress handler: well below a millisecond.
-const QUICK_LOOKS_MAX: i64 = 8;
-
 /// A statement's text may be this long.
 const SQL_BYTES_MAX: i32 = 16 << 20;
+
+/// SQLite's text for a statement that was asked to stop.
+const INTERRUPTED: &str = "interrupted";
 
 /// So much of a script is shown to SQLite at first to find where its first statement ends.
 const FIRST_PIECE_BYTES: usize = 4 << 10;
@@ -102,6 +99,11 @@ impl SqlError {
     pub fn primary(&self) -> i32 {
         self.code & 0xff
     }
+
+    /// Whether the client asked to stop: where the time was over, the text is our own.
+    pub fn is_interrupted(&self) -> bool {
+        self.primary() == ffi::SQLITE_INTERRUPT && self.message == INTERRUPTED
+    }
 }
 
 impl From<rusqlite::Error> for SqlError {
@@ -121,41 +123,8 @@ impl From<rusqlite::Error> for SqlError {
     }
 }
 
-/// Asks a running statement to stop. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<Cancelled>);
-
-#[derive(Debug, Default)]
-struct Cancelled {
-    asked: AtomicBool,
-    /// Who waits for it: a statement waits in one place at a time.
-    waiting: AtomicWaker,
-}
-
-impl Cancel {
-    /// Stops the statement at the progress handler's next look, or where it waits for its turn;
-    /// too late once it commits.
-    pub fn cancel(&self) {
-        self.0.asked.store(true, Ordering::Release);
-        self.0.waiting.wake();
-    }
-
-    /// Whether somebody asked.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.asked.load(Ordering::Acquire)
-    }
-
-    /// Waits until somebody asks. One future of it at a time is woken.
-    pub async fn cancelled(&self) {
-        std::future::poll_fn(|context| {
-            self.0.waiting.register(context.waker());
-            if self.is_cancelled() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
-}
-
 /// A result column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column<'a> {
     /// Its name.
     pub name: &'a str,
@@ -163,10 +132,53 @@ pub struct Column<'a> {
     pub declared: Option<&'a str>,
 }
 
+/// The result columns of a statement. SQLite is asked for their names only where somebody looks.
+#[derive(Clone, Copy)]
+pub struct Columns<'a>(Source<'a>);
+
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Statement(&'a Statement<'a>),
+    /// Of a statement that ran before.
+    Listed(&'a [Column<'a>]),
+}
+
+impl<'a> Columns<'a> {
+    /// Columns that are known already.
+    pub fn listed(columns: &'a [Column<'a>]) -> Columns<'a> {
+        Columns(Source::Listed(columns))
+    }
+
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'a str> {
+        let (statement, listed) = self.source();
+        let names = statement.into_iter().flat_map(Statement::column_names);
+        names.chain(listed.iter().map(|column| column.name))
+    }
+
+    /// Looks at them one after the other, with their declared types.
+    pub fn each<T>(self, mut look: impl FnMut(Column<'_>) -> T) -> impl Iterator<Item = T> {
+        let (statement, listed) = self.source();
+        let (columns, listed) = (statement.into_iter().flat_map(Statement::columns), listed.iter());
+        let columns = columns.map(Ok).chain(listed.map(Err));
+        columns.map(move |column| match column {
+            Ok(asked) => look(Column { name: asked.name(), declared: asked.decl_type() }),
+            Err(listed) => look(*listed),
+        })
+    }
+
+    fn source(self) -> (Option<&'a Statement<'a>>, &'a [Column<'a>]) {
+        match self.0 {
+            Source::Statement(statement) => (Some(statement), &[]),
+            Source::Listed(listed) => (None, listed),
+        }
+    }
+}
+
 /// Takes the rows of a statement.
 pub trait RowSink {
     /// Called once, before the first row, for a statement that has columns.
-    fn columns(&mut self, columns: &[Column<'_>]) -> Result<(), SqlError>;
+    fn columns(&mut self, columns: Columns<'_>) -> Result<(), SqlError>;
 
     /// One row. An error ends the statement, and undoes what it changed.
     fn row(&mut self, values: &[ValueRef<'_>]) -> Result<(), SqlError>;
@@ -211,6 +223,8 @@ pub enum Surplus {
 /// What a statement left behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ran {
+    /// Whether it could write. If not, it left the next three as they were, and here they are 0.
+    pub wrote: bool,
     /// `last_insert_rowid()` afterwards.
     pub last_insert_rowid: i64,
     /// `changes()` afterwards.
@@ -253,6 +267,8 @@ pub struct ConnectionOptions {
     pub cache_kib: u32,
     /// Where its temporary files go.
     pub space: Arc<TempSpace>,
+    /// How long a statement may run; for ever where there is none.
+    pub time_limit: Option<TimeLimit>,
 }
 
 /// What a session brings along to a connection of its own.
@@ -283,9 +299,7 @@ pub struct Connection {
     link: Arc<Link>,
     guard: Guard,
     space: Arc<TempSpace>,
-    cancel: Arc<Mutex<Option<Cancel>>>,
-    /// Looks of the progress handler that a quick statement has left.
-    budget: Arc<AtomicI64>,
+    stop: Arc<Stop>,
     counters: Arc<SeededCounters>,
 }
 
@@ -300,17 +314,15 @@ impl Connection {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = options
-            .space
-            .used_by(|| rusqlite::Connection::open_with_flags_and_vfs(&name, flags, vfs::VFS_NAME));
+        options.space.enter();
+        let opened = rusqlite::Connection::open_with_flags_and_vfs(&name, flags, vfs::VFS_NAME);
         vfs::withdraw(&name);
         let mut connection = Connection {
             raw: opened?,
             link,
             guard: Guard::new(options.shared),
             space: options.space.clone(),
-            cancel: Arc::default(),
-            budget: Arc::new(AtomicI64::new(i64::MAX)),
+            stop: Stop::new(options.time_limit.clone()),
             counters: Arc::default(),
         };
         connection.configure(options)?;
@@ -334,12 +346,8 @@ impl Connection {
         raw.authorizer(Some(move |context: rusqlite::hooks::AuthContext<'_>| {
             guard.authorize(&context)
         }))?;
-        let (cancel, budget) = (self.cancel.clone(), self.budget.clone());
-        let stop = move || {
-            budget.fetch_sub(1, Ordering::Relaxed) <= 0
-                || cancel.lock().as_ref().is_some_and(Cancel::is_cancelled)
-        };
-        raw.progress_handler(PROGRESS_STEPS, Some(stop))?;
+        let stop = self.stop.clone();
+        raw.progress_handler(STEPS_BETWEEN_LOOKS, Some(move || stop.is_due()))?;
         if !options.shared {
             self.override_counters()?;
         }
@@ -392,6 +400,7 @@ impl Connection {
     }
 
     /// Whether no transaction is open.
+    #[inline]
     pub fn is_autocommit(&self) -> bool {
         self.raw.is_autocommit()
     }
@@ -424,9 +433,10 @@ impl Connection {
         // SQLite copies what it is given: a script is shown to it piece by piece, until a
         // statement ends inside of the piece.
         let mut piece = sql.len().min(FIRST_PIECE_BYTES);
+        self.space.enter();
         loop {
             let part = &sql.as_bytes()[..piece];
-            match self.space.used_by(|| vfs::first_statement_bytes(&self.raw, part)) {
+            match vfs::first_statement_bytes(&self.raw, part) {
                 Some(bytes) if bytes < piece => return bytes,
                 // What does not compile says so when it is prepared.
                 _ if piece == sql.len() => return sql.len(),
@@ -442,10 +452,13 @@ impl Connection {
         sql: &str,
         with: impl FnOnce(&mut Statement<'_>) -> Result<T, SqlError>,
     ) -> Result<T, SqlError> {
+        self.space.enter();
         // What an earlier statement met is no reason of this one.
-        self.link.take_error();
+        self.link.forget_error();
         self.guard.begin();
-        self.check_stands()?;
+        if !self.link.stands() {
+            return Err(rewound());
+        }
         if text::defines_reserved(sql) {
             self.guard.note_denied("a definition with a name of the node's own");
             return Err(SqlError::new(ffi::SQLITE_AUTH, "not authorized"));
@@ -456,9 +469,9 @@ impl Connection {
             sql = text::skip_blank(sql.trim_start());
         }
         let mut statement = self.raw.prepare_cached(sql)?;
-        let cached = !self.guard.notes().keeps_connection;
+        let acts_when_prepared = self.guard.keeps_connection();
         let result = with(&mut statement);
-        if !cached {
+        if acts_when_prepared {
             statement.discard();
         }
         result
@@ -467,24 +480,18 @@ impl Connection {
     /// Whether nothing that this connection has seen was dropped by a rewind. When it fails the
     /// connection is of no use any more: every statement answers SQLITE_IOERR.
     pub fn check_stands(&self) -> Result<(), SqlError> {
-        self.link.check_stands().map_err(|error| SqlError {
-            code: ffi::SQLITE_IOERR,
-            message: error.to_string(),
-            cause: Some(error),
-        })
+        if self.link.stands() { Ok(()) } else { Err(rewound()) }
     }
 
     /// Prepares `sql`, one statement, and tells what it is.
     pub fn describe(&self, sql: &str) -> Result<Described, SqlError> {
-        let described = self.space.used_by(|| {
-            self.with_prepared(sql, |statement| {
-                Ok(Described {
-                    readonly: statement.readonly(),
-                    explain: statement.is_explain() != 0,
-                    parameters: statement.parameter_count(),
-                    columns: statement.column_count(),
-                    needs_own_connection: self.guard.notes().needs_own_connection,
-                })
+        let described = self.with_prepared(sql, |statement| {
+            Ok(Described {
+                readonly: statement.readonly(),
+                explain: statement.is_explain() != 0,
+                parameters: statement.parameter_count(),
+                columns: statement.column_count(),
+                needs_own_connection: self.guard.notes().needs_own_connection,
             })
         });
         described.or_else(|error| {
@@ -512,14 +519,16 @@ impl Connection {
         cancel: &Cancel,
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
-        *self.cancel.lock() = Some(cancel.clone());
-        let ran = self.space.used_by(|| {
-            let step =
-                |statement: &mut Statement<'_>| self.step(sql, statement, params, surplus, sink);
-            self.with_prepared(sql, step)
-        });
-        *self.cancel.lock() = None;
-        ran.map_err(|error| self.explain(error))
+        let ran = self.stop.watch(cancel, || self.prepare_and_step(sql, params, surplus, sink));
+        self.within_time(ran)
+    }
+
+    /// Says so where the limit of time was the reason of an error.
+    fn within_time(&self, ran: Result<Ran, SqlError>) -> Result<Ran, SqlError> {
+        match self.stop.take_timed_out() {
+            Some(max) => ran.map_err(|error| timed_out(error, max)),
+            None => ran,
+        }
     }
 
     /// As [`Connection::run`] outside of a transaction that wrote, given up after a bounded number
@@ -535,7 +544,8 @@ impl Connection {
         if !sink.begin(Delivery::Quick) {
             return None;
         }
-        self.quickly(cancel, || self.run(sql, params, surplus, cancel, sink))
+        let work = || self.prepare_and_step(sql, params, surplus, sink);
+        self.quickly(cancel, work)
     }
 
     /// Runs `work` within a budget of steps; `None` when it was given up.
@@ -544,12 +554,26 @@ impl Connection {
         cancel: &Cancel,
         work: impl FnOnce() -> Result<Ran, SqlError>,
     ) -> Option<Result<Ran, SqlError>> {
-        self.budget.store(QUICK_LOOKS_MAX, Ordering::Relaxed);
-        let ran = work();
-        self.budget.store(i64::MAX, Ordering::Relaxed);
-        let given_up =
-            |error: &SqlError| error.primary() == ffi::SQLITE_INTERRUPT && !cancel.is_cancelled();
-        if ran.as_ref().is_err_and(given_up) { None } else { Some(ran) }
+        match self.stop.quickly(work) {
+            Err(error) if error.primary() == ffi::SQLITE_INTERRUPT => cancel
+                .is_cancelled()
+                .then(|| Err(SqlError::new(ffi::SQLITE_INTERRUPT, INTERRUPTED))),
+            ran => Some(ran),
+        }
+    }
+
+    fn prepare_and_step(
+        &self,
+        sql: &str,
+        params: &[Value],
+        surplus: Surplus,
+        sink: &mut dyn RowSink,
+    ) -> Result<Ran, SqlError> {
+        let step = |statement: &mut Statement<'_>| self.step(sql, statement, params, surplus, sink);
+        match self.with_prepared(sql, step) {
+            Ok(ran) => Ok(ran),
+            Err(error) => Err(self.explain(error)),
+        }
     }
 
     fn step(
@@ -567,19 +591,25 @@ impl Connection {
         for (number, value) in params.iter().take(parameters).enumerate() {
             statement.raw_bind_parameter(number + 1, value)?;
         }
+        let taken = parameters.min(params.len());
+        if statement.readonly() {
+            let (columns, rows) = step_all(statement, sink)?;
+            return Ok(Ran { parameters: taken, columns, rows, ..Ran::default() });
+        }
         let before = self.raw.total_changes();
-        let returning = statement.column_count() > 0 && !statement.readonly();
+        let returning = statement.column_count() > 0;
         let stepped =
             if returning { self.step_undoing(statement, sink) } else { step_all(statement, sink) };
-        if !statement.readonly() && text::counts_changes(sql) {
+        if text::counts_changes(sql) {
             self.counters.counted.store(true, Ordering::Relaxed);
         }
         let (columns, rows) = stepped?;
         Ok(Ran {
+            wrote: true,
             last_insert_rowid: self.raw.last_insert_rowid(),
             changes: self.raw.changes(),
             total_changes: self.raw.total_changes() - before,
-            parameters: parameters.min(params.len()),
+            parameters: taken,
             columns,
             rows,
         })
@@ -608,6 +638,7 @@ impl Connection {
 
     /// Runs a statement of our own, which the guard does not judge.
     fn internally(&self, sql: &str) -> Result<(), SqlError> {
+        self.space.enter();
         self.guard.set_internal(true);
         let done = self.raw.execute_batch(sql);
         self.guard.set_internal(false);
@@ -617,7 +648,7 @@ impl Connection {
     /// Ends an open transaction without its changes.
     pub fn roll_back(&self) {
         if !self.raw.is_autocommit()
-            && let Err(error) = self.space.used_by(|| self.internally("ROLLBACK"))
+            && let Err(error) = self.internally("ROLLBACK")
         {
             tracing::debug!(%error, "rollback");
         }
@@ -639,6 +670,23 @@ impl Connection {
     }
 }
 
+/// The error of every statement on a connection that has held a version that was dropped.
+fn rewound() -> SqlError {
+    let error = PagesError::Rewound;
+    SqlError { code: ffi::SQLITE_IOERR, message: error.to_string(), cause: Some(error) }
+}
+
+/// The error of a statement that was stopped because it ran for too long.
+fn timed_out(error: SqlError, max: Duration) -> SqlError {
+    if error.primary() != ffi::SQLITE_INTERRUPT {
+        return error;
+    }
+    let message = format!(
+        "the statement was interrupted: it ran longer than {max:?}, which timeouts.statement allows"
+    );
+    SqlError { message, ..error }
+}
+
 /// Steps a statement to its end; its columns and rows.
 ///
 /// The columns are those after the first step: it prepares the statement again, with other
@@ -655,8 +703,11 @@ fn step_all(
             Some(columns) => columns,
             None => *columns.insert(tell_columns(row.as_ref(), sink)?),
         };
-        let values: smallvec::SmallVec<[ValueRef<'_>; 16]> =
-            (0..columns).map(|column| row.get_ref(column)).collect::<Result<_, _>>()?;
+        // In place: what is collected is moved.
+        let mut values = SmallVec::<[ValueRef<'_>; 16]>::new();
+        for column in 0..columns {
+            values.push(row.get_ref(column)?);
+        }
         sink.row(&values)?;
         count += 1;
     }
@@ -669,13 +720,9 @@ fn step_all(
 
 /// Tells the sink about the columns, if there are any; how many.
 fn tell_columns(statement: &Statement<'_>, sink: &mut dyn RowSink) -> Result<usize, SqlError> {
-    let raw: Vec<rusqlite::Column<'_>> = statement.columns().collect();
-    if !raw.is_empty() {
-        let described: Vec<Column<'_>> = raw
-            .iter()
-            .map(|column| Column { name: column.name(), declared: column.decl_type() })
-            .collect();
-        sink.columns(&described)?;
+    let count = statement.column_count();
+    if count > 0 {
+        sink.columns(Columns(Source::Statement(statement)))?;
     }
-    Ok(raw.len())
+    Ok(count)
 }

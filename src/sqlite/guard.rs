@@ -193,17 +193,24 @@ fn judge_pragma(name: &str, value: Option<&str>) -> Verdict {
 }
 
 /// The authorizer of one connection, and its notes.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Guard {
-    notes: Arc<Mutex<Notes>>,
     shared: bool,
-    internal: Arc<AtomicBool>,
+    seen: Arc<SeenByAuthorizer>,
+}
+
+#[derive(Default)]
+struct SeenByAuthorizer {
+    /// Whether the notes say anything: they are looked at around each statement.
+    noted: AtomicBool,
+    notes: Mutex<Notes>,
+    internal: AtomicBool,
 }
 
 impl Guard {
     /// For a connection that sessions share, or for one of a session's own.
     pub fn new(shared: bool) -> Guard {
-        Guard { notes: Arc::default(), shared, internal: Arc::default() }
+        Guard { shared, seen: Arc::default() }
     }
 
     /// Whether sessions share the connection.
@@ -212,28 +219,50 @@ impl Guard {
     }
 
     /// Forgets the notes before a statement is prepared.
+    #[inline]
     pub fn begin(&self) {
-        *self.notes.lock() = Notes::default();
+        if self.has_notes() {
+            self.note(|notes| *notes = Notes::default());
+            self.seen.noted.store(false, Ordering::Relaxed);
+        }
     }
 
     /// The notes on what was prepared since [`Guard::begin`].
     pub fn notes(&self) -> Notes {
-        self.notes.lock().clone()
+        if self.has_notes() { self.seen.notes.lock().clone() } else { Notes::default() }
+    }
+
+    /// Whether what was prepared changes state that outlives the transaction.
+    #[inline]
+    pub fn keeps_connection(&self) -> bool {
+        self.has_notes() && self.notes().keeps_connection
+    }
+
+    #[inline]
+    fn has_notes(&self) -> bool {
+        self.seen.noted.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, with: impl FnOnce(&mut Notes)) {
+        with(&mut self.seen.notes.lock());
+        self.seen.noted.store(true, Ordering::Relaxed);
     }
 
     /// Notes what was refused by its text alone.
     pub fn note_denied(&self, what: &str) {
-        self.notes.lock().denied.get_or_insert(what.to_owned());
+        self.note(|notes| {
+            notes.denied.get_or_insert(what.to_owned());
+        });
     }
 
     /// While a statement of the node's own is prepared nothing is judged.
     pub fn set_internal(&self, internal: bool) {
-        self.internal.store(internal, Ordering::Relaxed);
+        self.seen.internal.store(internal, Ordering::Relaxed);
     }
 
     /// SQLite's question.
     pub fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
-        if self.internal.load(Ordering::Relaxed) {
+        if self.seen.internal.load(Ordering::Relaxed) {
             return Authorization::Allow;
         }
         let verdict = match judge(&context.action) {
@@ -250,21 +279,24 @@ impl Guard {
             Verdict::Allow => Authorization::Allow,
             Verdict::Own { keeps } => self.own(keeps, &context.action),
             Verdict::Deny(what) => {
-                self.notes.lock().denied.get_or_insert(what);
+                self.note(|notes| {
+                    notes.denied.get_or_insert(what);
+                });
                 Authorization::Deny
             }
         }
     }
 
     fn own(&self, keeps: bool, action: &AuthAction<'_>) -> Authorization {
-        let mut notes = self.notes.lock();
-        notes.needs_own_connection = true;
-        notes.keeps_connection |= keeps;
-        if let AuthAction::Pragma { pragma_name, pragma_value: Some(value) } = action
-            && pragma_name.eq_ignore_ascii_case("busy_timeout")
-        {
-            notes.busy_timeout_ms = value.parse().ok();
-        }
+        self.note(|notes| {
+            notes.needs_own_connection = true;
+            notes.keeps_connection |= keeps;
+            if let AuthAction::Pragma { pragma_name, pragma_value: Some(value) } = action
+                && pragma_name.eq_ignore_ascii_case("busy_timeout")
+            {
+                notes.busy_timeout_ms = value.parse().ok();
+            }
+        });
         if self.shared { Authorization::Deny } else { Authorization::Allow }
     }
 }

@@ -5,7 +5,7 @@
 //! return a row of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -56,6 +56,11 @@ pub struct Link {
     may_write: AtomicBool,
     transaction_bytes_max: u64,
     notes: Mutex<Notes>,
+    /// The epoch of the version that the connection holds, as in the notes: looked at before each
+    /// statement. None is 0.
+    held_epoch: AtomicU64,
+    /// Whether the notes have an error.
+    failed: AtomicBool,
 }
 
 impl Link {
@@ -67,6 +72,8 @@ impl Link {
             may_write: AtomicBool::new(false),
             transaction_bytes_max,
             notes: Mutex::default(),
+            held_epoch: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -103,34 +110,42 @@ impl Link {
     /// A transaction began on this snapshot.
     pub fn note_seen(&self, snapshot: &Snapshot) {
         let seen = Seen { version: snapshot.point().version, epoch: snapshot.epoch() };
-        let mut notes = self.notes.lock();
-        (notes.seen, notes.held) = (Some(seen), Some(seen));
+        self.hold(&mut self.notes.lock(), seen);
     }
 
     /// A transaction was published.
     pub fn note_published(&self, snapshot: &Snapshot, waiting: Waiting) {
         let (point, epoch) = (snapshot.point(), snapshot.epoch());
         let mut notes = self.notes.lock();
-        let seen = Some(Seen { version: point.version, epoch });
-        (notes.seen, notes.held) = (seen, seen);
+        self.hold(&mut notes, Seen { version: point.version, epoch });
         notes.published.push(Published { point, epoch, waiting });
     }
 
-    /// Fails with [`PagesError::Rewound`] for ever once a version that the connection has held was
-    /// dropped: SQLite checks its schema, statements and virtual tables by the schema cookie
-    /// alone, and another leader's history reaches the same cookie.
-    pub fn check_stands(&self) -> Result<(), PagesError> {
-        // What was applied is never dropped.
-        let held = if self.view == View::Head { self.notes.lock().held } else { None };
-        match held {
-            Some(held) if !self.store.stands(held.epoch, held.version) => Err(PagesError::Rewound),
-            _ => Ok(()),
-        }
+    fn hold(&self, notes: &mut Notes, seen: Seen) {
+        (notes.seen, notes.held) = (Some(seen), Some(seen));
+        self.held_epoch.store(seen.epoch, Ordering::Relaxed);
+    }
+
+    /// Whether nothing that the connection has held was dropped by a rewind. If not, it is of no
+    /// use any more, for ever: SQLite checks its schema, statements and virtual tables by the
+    /// schema cookie alone, and another leader's history reaches the same cookie.
+    #[inline]
+    pub fn stands(&self) -> bool {
+        // What was applied is never dropped, nor is anything of the epoch that still is.
+        self.view == View::Applied
+            || self.held_epoch.load(Ordering::Relaxed) == self.store.epoch()
+            || self.held_stands()
+    }
+
+    fn held_stands(&self) -> bool {
+        let held = self.notes.lock().held;
+        held.is_none_or(|held| self.store.stands(held.epoch, held.version))
     }
 
     /// Why the file refused; SQLite itself only learns a code.
     pub fn note_error(&self, error: PagesError) {
         self.notes.lock().error = Some(error);
+        self.failed.store(true, Ordering::Relaxed);
     }
 
     /// The last version that was seen, if nobody took it.
@@ -150,7 +165,16 @@ impl Link {
 
     /// Why the file refused last, since this was last asked.
     pub fn take_error(&self) -> Option<PagesError> {
+        self.failed.store(false, Ordering::Relaxed);
         self.notes.lock().error.take()
+    }
+
+    /// What was not asked for until now is not asked for any more.
+    #[inline]
+    pub fn forget_error(&self) {
+        if self.failed.load(Ordering::Relaxed) {
+            self.take_error();
+        }
     }
 
     /// Something happened that must not be possible: going on could lose or corrupt data.

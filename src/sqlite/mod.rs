@@ -10,17 +10,19 @@
 pub mod connection;
 mod guard;
 pub mod link;
+mod stop;
 mod stored;
 mod temp;
 pub mod text;
 mod vfs;
 
 pub use connection::{
-    Cancel, Column, Connection, ConnectionOptions, Delivery, Gate, Ran, Request, Retention,
-    RowSink, SqlError, Surplus, Value,
+    Columns, Connection, ConnectionOptions, Delivery, Gate, Ran, Request, Retention, RowSink,
+    SqlError, Surplus, Value,
 };
 pub use link::{Published, Seen, View};
 pub use rusqlite::types::ValueRef;
+pub use stop::{Cancel, TimeLimit};
 pub use stored::Stored;
 pub use temp::TempSpace;
 pub use vfs::give_back_memory;

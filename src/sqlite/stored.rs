@@ -10,7 +10,7 @@ use rusqlite::ffi;
 use crate::base::limits;
 use crate::codec::{Malformed, Reader, put_bytes_u32};
 
-use super::connection::{Column, Ran, RowSink, SqlError};
+use super::connection::{Column, Columns, Ran, RowSink, SqlError};
 use super::{Value, ValueRef};
 
 /// The layout, first byte of all.
@@ -166,6 +166,13 @@ impl<'a> Recorder<'a> {
         }
     }
 
+    fn put_column(&mut self, column: Column<'_>) -> Result<(), SqlError> {
+        let name = put_bytes_u32(&mut self.rows, column.name.as_bytes());
+        self.rows.push(u8::from(column.declared.is_some()));
+        let declared = column.declared.map(|d| put_bytes_u32(&mut self.rows, d.as_bytes()));
+        self.check(name.and(declared.unwrap_or(Some(()))))
+    }
+
     fn put_value(&mut self, value: &ValueRef<'_>) -> Option<()> {
         match value {
             ValueRef::Integer(integer) => {
@@ -195,18 +202,12 @@ impl<'a> Recorder<'a> {
 }
 
 impl RowSink for Recorder<'_> {
-    fn columns(&mut self, columns: &[Column<'_>]) -> Result<(), SqlError> {
+    fn columns(&mut self, columns: Columns<'_>) -> Result<(), SqlError> {
         self.sink.columns(columns)?;
         self.rows.clear();
-        let count = u32::try_from(columns.len()).map_err(|_| too_large())?;
+        let count = u32::try_from(columns.names().count()).map_err(|_| too_large())?;
         self.rows.extend_from_slice(&count.to_le_bytes());
-        for column in columns {
-            let name = put_bytes_u32(&mut self.rows, column.name.as_bytes());
-            self.rows.push(u8::from(column.declared.is_some()));
-            let declared = column.declared.map(|d| put_bytes_u32(&mut self.rows, d.as_bytes()));
-            self.check(name.and(declared.unwrap_or(Some(()))))?;
-        }
-        Ok(())
+        columns.each(|column| self.put_column(column)).collect()
     }
 
     fn row(&mut self, values: &[ValueRef<'_>]) -> Result<(), SqlError> {
@@ -248,7 +249,7 @@ fn replay_columns(reader: &mut Reader<'_>, sink: &mut dyn RowSink) -> Result<usi
         };
         columns.push(Column { name, declared });
     }
-    sink.columns(&columns)?;
+    sink.columns(Columns::listed(&columns))?;
     Ok(columns.len())
 }
 
@@ -294,7 +295,7 @@ mod tests {
     struct Anything;
 
     impl RowSink for Anything {
-        fn columns(&mut self, _: &[Column<'_>]) -> Result<(), SqlError> {
+        fn columns(&mut self, _: Columns<'_>) -> Result<(), SqlError> {
             Ok(())
         }
 
@@ -308,7 +309,7 @@ mod tests {
         let mut recorder = Recorder::new(&mut anything);
         let columns =
             [Column { name: "a", declared: Some("DATE") }, Column { name: "b", declared: None }];
-        recorder.columns(&columns).unwrap();
+        recorder.columns(Columns::listed(&columns)).unwrap();
         recorder.row(&[ValueRef::Integer(-2), ValueRef::Real(1.5)]).unwrap();
         recorder.row(&[ValueRef::Text(b"t"), ValueRef::Blob(&[0, 255])]).unwrap();
         recorder.row(&[ValueRef::Null, ValueRef::Null]).unwrap();

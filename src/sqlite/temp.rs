@@ -2,15 +2,16 @@
 //! makes. Small ones stay in memory; larger ones move to an unlinked file in the data directory.
 //! Their total over a node is bounded.
 //!
-//! SQLite opens them without a name, so whose they are is told by the thread: a connection runs
-//! its statements inside [`TempSpace::used_by`].
+//! SQLite opens them without a name, so whose they are is told by the thread: a connection says
+//! whose statement it runs with [`TempSpace::enter`]. (No statement of another node runs inside of
+//! it, so nobody need say when it has ended.)
 //!
 //! *Invariant*: a temporary file has no name, and its bytes are given back when it is closed.
 
 use std::cell::RefCell;
 use std::ffi::c_int;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use rusqlite::ffi;
 
@@ -18,7 +19,7 @@ use crate::base::limits;
 use crate::disk::{Disk, DiskFile, Room};
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<TempSpace>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Weak<TempSpace>> = const { RefCell::new(Weak::new()) };
 }
 
 /// The room for temporary files of one node.
@@ -40,12 +41,15 @@ impl TempSpace {
         Arc::new(TempSpace { disk, used_bytes: AtomicU64::new(0), bytes_max, room })
     }
 
-    /// Runs `work`; temporary files that SQLite opens meanwhile are this node's.
-    pub fn used_by<T>(self: &Arc<TempSpace>, work: impl FnOnce() -> T) -> T {
-        let before = CURRENT.with(|current| current.replace(Some(self.clone())));
-        let result = work();
-        CURRENT.with(|current| current.replace(before));
-        result
+    /// Temporary files that SQLite opens on this thread from now on are this node's.
+    #[inline]
+    pub fn enter(self: &Arc<TempSpace>) {
+        CURRENT.with_borrow_mut(|current| {
+            // Nearly always the same one as before.
+            if current.as_ptr() != Arc::as_ptr(self) {
+                *current = Arc::downgrade(self);
+            }
+        });
     }
 
     fn take(&self, bytes: u64) -> Result<(), c_int> {
@@ -78,9 +82,9 @@ enum Content {
 }
 
 impl TempFile {
-    /// An empty one, of the node whose statement this thread runs.
+    /// An empty one, of the node whose statement this thread runs (or ran last).
     pub fn new() -> TempFile {
-        let space = CURRENT.with(|current| current.borrow().clone());
+        let space = CURRENT.with_borrow(Weak::upgrade);
         TempFile { space, content: Content::Heap(Vec::new()), size: 0 }
     }
 

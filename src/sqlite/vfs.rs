@@ -317,7 +317,9 @@ impl MainFile {
 
     fn lock(&mut self, level: c_int) -> Code {
         if self.level == ffi::SQLITE_LOCK_NONE && level >= ffi::SQLITE_LOCK_SHARED {
-            self.link.check_stands().map_err(|error| self.fail(error))?;
+            if !self.link.stands() {
+                return Err(self.fail(PagesError::Rewound));
+            }
             let snapshot = self.take_snapshot()?;
             self.link.note_seen(&snapshot);
             self.snapshot = Some(snapshot);

@@ -15,7 +15,7 @@ use quire::pages::delta::DeltaHeader;
 use quire::pages::store::{ApplyOutcome, Outgoing, Place};
 use quire::pages::{Catalog, PagesError, Part, Snapshot, Store};
 use quire::sqlite::{
-    Cancel, Column, Connection, ConnectionOptions, Ran, RowSink, SqlError, Surplus, TempSpace,
+    Cancel, Columns, Connection, ConnectionOptions, Ran, RowSink, SqlError, Surplus, TempSpace,
     Value, ValueRef, View,
 };
 
@@ -114,6 +114,7 @@ impl Replicas {
             transaction_bytes_max: self.transaction_bytes_max,
             cache_kib: 2000,
             space: self.space.clone(),
+            time_limit: None,
         }
     }
 
@@ -219,7 +220,7 @@ fn contents(snapshot: &Snapshot) -> Result<Vec<Vec<u8>>, PagesError> {
 pub struct Collected(pub Vec<Vec<String>>);
 
 impl RowSink for Collected {
-    fn columns(&mut self, _: &[Column<'_>]) -> Result<(), SqlError> {
+    fn columns(&mut self, _: Columns<'_>) -> Result<(), SqlError> {
         Ok(())
     }
 

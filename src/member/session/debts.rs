@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rusqlite::ffi;
 
-use crate::pages::Store;
 use crate::pages::store::{Resolution, Waiting};
+use crate::pages::{PagesError, Store};
 use crate::sqlite::{Connection, Published, Seen, SqlError};
 
 use super::super::{Failure, Member};
@@ -140,9 +140,19 @@ pub async fn before_first_row(
 ) -> Result<(), SqlError> {
     let Some(seen) = seen else { return Ok(()) };
     let limit = member.options().commit_timeout;
-    let lost = |_| SqlError::new(ffi::SQLITE_IOERR, "leadership lost");
-    wait_version(&store, seen, limit).await.map_err(lost)?;
-    check_level(&member, level).await.map_err(lost)
+    wait_version(&store, seen, limit).await.map_err(through_sqlite)?;
+    check_level(&member, level).await.map_err(through_sqlite)
+}
+
+/// A failure on its way through a sink, with a cause that it is known by at the other end. What
+/// only reads was certainly not executed, whatever became of the leadership.
+fn through_sqlite(failure: Failure) -> SqlError {
+    let message = failure.to_string();
+    let cause = match failure {
+        Failure::NotLeader | Failure::LeadershipLost => Some(PagesError::NotLeader),
+        _ => None,
+    };
+    SqlError { code: ffi::SQLITE_IOERR, message, cause }
 }
 
 #[cfg(test)]
@@ -177,5 +187,15 @@ mod tests {
         let mut debts = seen(7, 1);
         debts.add(Debts { published: vec![published(6, 2)], ..seen(6, 2) });
         assert_eq!(debts.seen_beyond_published(), [Seen { version: 7, epoch: 1 }]);
+    }
+
+    /// What was lost on the way to a row went through SQLite as its own error 10, and left the node
+    /// as that: the client did not look for another node.
+    #[test]
+    fn a_failure_is_known_again_when_it_comes_back_from_sqlite() {
+        for failure in [Failure::NotLeader, Failure::LeadershipLost] {
+            let back = Failure::from(through_sqlite(failure));
+            assert!(matches!(back, Failure::NotLeader), "{back:?}");
+        }
     }
 }

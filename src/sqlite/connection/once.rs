@@ -124,10 +124,8 @@ impl Connection {
         cancel: &Cancel,
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
-        *self.cancel.lock() = Some(cancel.clone());
-        let ran = self.space.clone().used_by(|| self.once(request, sql, params, surplus, sink));
-        *self.cancel.lock() = None;
-        ran.map_err(|error| self.explain(error))
+        let ran = self.stop.watch(cancel, || self.once(request, sql, params, surplus, sink));
+        self.within_time(ran)
     }
 
     /// As [`Connection::run_once`], given up after a bounded number of steps, or when the rows
@@ -144,7 +142,7 @@ impl Connection {
         if !sink.begin(Delivery::Quick) {
             return None;
         }
-        self.quickly(cancel, || self.run_once(request, sql, params, surplus, cancel, sink))
+        self.quickly(cancel, || self.once(request, sql, params, surplus, sink))
     }
 
     fn once(
@@ -155,7 +153,20 @@ impl Connection {
         surplus: Surplus,
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
-        self.link.take_error();
+        self.space.enter();
+        let ran = self.find_or_run(request, sql, params, surplus, sink);
+        ran.map_err(|error| self.explain(error))
+    }
+
+    fn find_or_run(
+        &self,
+        request: &Request,
+        sql: &str,
+        params: &[Value],
+        surplus: Surplus,
+        sink: &mut dyn RowSink,
+    ) -> Result<Ran, SqlError> {
+        self.link.forget_error();
         self.guard.begin();
         self.check_stands()?;
         let fingerprint = fingerprint(sql, params);
@@ -288,23 +299,23 @@ impl Connection {
     /// Remembers a transaction that is about to be committed by its client's statement. An error
     /// leaves the transaction as it was.
     pub fn remember_transaction(&self, request: &Request, stored: &Stored) -> Result<(), SqlError> {
-        self.space.clone().used_by(|| {
-            self.link.take_error();
-            self.check_stands()?;
-            self.internally("SAVEPOINT quire_request")?;
-            let remembered = self.remember(request, stored);
-            if remembered.is_err() {
-                self.forget_transaction();
-            }
-            remembered
-        })
+        self.space.enter();
+        self.link.forget_error();
+        self.check_stands()?;
+        self.internally("SAVEPOINT quire_request")?;
+        let remembered = self.remember(request, stored);
+        if remembered.is_err() {
+            self.forget_transaction();
+        }
+        remembered
     }
 
     /// Takes [`Connection::remember_transaction`] back: the transaction was not committed.
     pub fn forget_transaction(&self) {
+        self.space.enter();
         let undo = "ROLLBACK TO quire_request; RELEASE quire_request";
         if !self.is_autocommit()
-            && let Err(error) = self.space.used_by(|| self.internally(undo))
+            && let Err(error) = self.internally(undo)
         {
             tracing::debug!(%error, "rollback");
             self.roll_back();
@@ -355,8 +366,8 @@ fn answer_again(stored: Stored, fingerprint: u64, sink: &mut dyn RowSink) -> Res
             rows: recorded,
         } if of == fingerprint => {
             let (columns, rows) = replay(&recorded, sink)?;
-            let parameters = 0;
-            Ok(Ran { last_insert_rowid, changes, total_changes, parameters, columns, rows })
+            let (wrote, parameters) = (true, 0);
+            Ok(Ran { wrote, last_insert_rowid, changes, total_changes, parameters, columns, rows })
         }
         Stored::Failure { fingerprint: of, code, message } if of == fingerprint => {
             Err(SqlError { code, message, cause: None })
