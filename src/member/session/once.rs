@@ -64,10 +64,12 @@ impl Session {
         if self.in_transaction() {
             return Err(Failure::Once(NOT_WITHIN));
         }
-        if !text::is_surely_single(sql) && self.check_single(sql).is_err() {
+        let kind = kind_of(sql);
+        // On the connection that sessions share BEGIN does not compile, and seems to be alone.
+        if !text::is_surely_single(sql) && (kind == Kind::Own || self.check_single(sql).is_err()) {
             return Err(Failure::Once(ONE_STATEMENT));
         }
-        match kind_of(sql) {
+        match kind {
             Kind::Own if !is_begin(sql) => Err(Failure::Once(NOT_THIS)),
             _ => Ok(()),
         }
@@ -110,10 +112,9 @@ impl Session {
             outcome: outcome.clone(),
         };
         let remembered = own.connection.remember_transaction(&once.request, &stored);
-        remembered.map_err(|error| {
-            own.connection.seed(&self.counters);
-            Failure::from(error)
-        })
+        // COMMIT answers with the session's counters.
+        own.connection.seed(&self.counters);
+        remembered.map_err(Failure::from)
     }
 
     /// After a statement: what the node itself has changed does not count, and is undone where the
