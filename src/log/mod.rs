@@ -21,6 +21,7 @@
 
 mod front;
 mod index;
+pub mod mend;
 mod record;
 mod recover;
 mod store;

@@ -12,6 +12,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::fields::{Malformed, Reader, put_log_id_option, put_text};
 use super::types::{Membership, Peer, StoredMembership, log_id, raft_log_id};
+use crate::base::NodeId;
+use crate::log::LogId;
 
 /// The layout written by this build.
 const LAYOUT: u8 = 1;
@@ -42,6 +44,23 @@ pub fn read_stored_membership(reader: &mut Reader) -> Result<StoredMembership, M
     let id = reader.log_id_option("membership log id")?;
     let membership = read_membership(reader)?;
     Ok(StoredMembership::new(id.map(raft_log_id), membership))
+}
+
+/// Where the members are, by the payload of a membership's entry; none where it makes no sense.
+pub fn addresses(payload: Bytes) -> Vec<(NodeId, String)> {
+    decode_membership(payload).map(|membership| members(&membership)).unwrap_or_default()
+}
+
+/// The same by what [`put_stored_membership`] wrote, with the place of its entry.
+pub fn stored_addresses(bytes: Bytes) -> (Option<LogId>, Vec<(NodeId, String)>) {
+    match read_stored_membership(&mut Reader::new(bytes)) {
+        Ok(stored) => (stored.log_id().as_ref().map(log_id), members(stored.membership())),
+        Err(_) => (None, Vec::new()),
+    }
+}
+
+fn members(membership: &Membership) -> Vec<(NodeId, String)> {
+    membership.nodes().map(|(id, peer)| (*id, peer.address.clone())).collect()
 }
 
 fn put_membership(out: &mut impl BufMut, membership: &Membership) {
