@@ -9,12 +9,14 @@
 mod args;
 pub mod ask;
 mod bench;
+mod cluster;
 mod config;
 mod digest;
 mod health;
 mod local;
 mod logging;
 mod ports;
+mod recover;
 mod serve;
 pub mod shell;
 pub mod table;
@@ -47,6 +49,8 @@ enum Command {
     Sql(shell::SqlArgs),
     /// Compare the members' copies of a database
     Digest(digest::DigestArgs),
+    /// What is done with a cluster as a whole
+    Cluster(cluster::ClusterArgs),
     /// Measure a cluster against a local SQLite file
     Bench(bench::BenchArgs),
     /// Ask whether nodes answer and know a leader
@@ -92,6 +96,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(&args, log)?,
         Command::Up(args) => up::run(&args, log)?,
         Command::Digest(args) => digest::run(&args, log)?,
+        Command::Cluster(args) => cluster::run(&args, log)?,
         Command::Bench(args) => bench::run(&args, log)?,
         Command::Health(args) => health::run(&args, log)?,
         Command::Config(args) => config::run(&args, log)?,

@@ -21,6 +21,7 @@
 
 mod front;
 mod index;
+mod look;
 pub mod mend;
 mod record;
 mod recover;
@@ -32,6 +33,7 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use look::Look;
 pub use store::{Log, LogMetrics, LogOptions};
 
 use crate::base::Fate;

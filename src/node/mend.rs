@@ -21,7 +21,7 @@ use crate::log::{Entry, Log, LogError, LogOptions};
 use crate::pages::Catalog;
 use crate::raft::calls::{CallClient, CallError};
 use crate::raft::connection::{Dialer, Identity};
-use crate::raft::membership;
+use crate::raft::membership::Members;
 use crate::raft::messages::Request;
 use crate::server::listen::AnyDialer;
 
@@ -80,23 +80,24 @@ pub async fn open_log(
     Err(NodeError::Configuration(what))
 }
 
-/// Where other members may be: by the checkpoint record, by what is readable of the log, and by
-/// what this node was told to join.
+/// Where other members may be: by the checkpoint record or a newer entry of the log that can be
+/// read, and by what this node was told to join.
 fn peers(
     disk: &dyn Disk,
     config: &Config,
     stored: &StoredIdentity,
 ) -> Result<BTreeMap<String, NodeId>, NodeError> {
-    let newest =
-        mend::newest_membership(disk).map_err(|error| NodeError::Failed(error.to_string()))?;
-    let recorded = Catalog::recorded_on(disk).map_err(|e| NodeError::Failed(e.to_string()))?;
-    let (recorded, mut members) = membership::stored_addresses(recorded.membership.into());
+    let failed = |error: &dyn std::fmt::Display| NodeError::Failed(error.to_string());
+    let newest = mend::newest_membership(disk).map_err(|error| failed(&error))?;
+    let (recorded, _) = Catalog::recorded_on(disk).map_err(|error| failed(&error))?;
+    let record = Members::of_record(recorded.membership.into());
+    let (recorded, mut members) = record.map_err(|error| failed(&error))?;
     if let Some(newest) = newest.filter(|newest| Some(newest.id) > recorded) {
-        members = membership::addresses(newest.payload);
+        members = Members::of_entry(newest.payload).map_err(|error| failed(&error))?;
     }
     let joined = config.join.iter().map(|address| (address.clone(), 0));
     let mut peers: BTreeMap<String, NodeId> = joined.collect();
-    peers.extend(members.into_iter().map(|(id, address)| (address, id)));
+    peers.extend(members.addresses.into_iter().map(|(id, address)| (address, id)));
     peers.retain(|address, id| *id != stored.id && *address != stored.address);
     Ok(peers)
 }

@@ -15,6 +15,7 @@ mod checkpoints;
 pub mod config;
 mod identity;
 mod mend;
+pub mod offline;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -97,9 +97,11 @@ impl Catalog {
         })
     }
 
-    /// What the checkpoint record of a data directory covers, which is not opened for that.
-    pub fn recorded_on(disk: &dyn Disk) -> Result<Applied, PagesError> {
-        Ok(read_record(disk)?.applied)
+    /// What the checkpoint record of a data directory says, which is not opened for that: what it
+    /// covers, and the databases.
+    pub fn recorded_on(disk: &dyn Disk) -> Result<(Applied, Vec<Described>), PagesError> {
+        let Record { applied, databases } = read_record(disk)?;
+        Ok((applied, databases))
     }
 
     pub(super) fn disk(&self) -> &Arc<dyn Disk> {
