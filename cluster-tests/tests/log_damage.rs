@@ -80,7 +80,7 @@ async fn a_follower_fetches_what_its_log_lost_and_catches_up() -> Result<()> {
     let before = cluster.log(damaged).len();
     cluster.restart(damaged)?;
     let line = logged(&cluster, damaged, before, "the Raft log is mended").await?;
-    ensure!(line.contains("1 entries") && line.contains("log/damaged/"), "{line}");
+    ensure!(line.contains("entries: 1") && line.contains("log/damaged/"), "{line}");
     cluster.wait_for_leader().await?;
     same_digests(&cluster).await?;
     // What is in the log now is good for the next start.

@@ -50,6 +50,12 @@ async fn insert(client: &Client, ids: std::ops::Range<i64>) -> Result<()> {
     Ok(())
 }
 
+/// A client that has no connection yet to a node that was killed.
+async fn after_a_kill(cluster: &Cluster) -> Result<Client> {
+    cluster.wait_for_leader().await?;
+    cluster.client()
+}
+
 async fn count(client: &Client) -> Result<String> {
     let rows = client.database("shop").query("SELECT count(*), sum(id) FROM t", params![]).await?;
     Ok(format!("{rows:?}"))
@@ -113,6 +119,7 @@ async fn one_directory_is_left_and_the_cluster_grows_again_from_it() -> Result<(
 
     cluster.restart(1)?;
     ensure!(cluster.wait_for_leader().await? == 1);
+    let client = cluster.client()?;
     ensure!(count(&client).await? == before, "acknowledged rows are lost");
     insert(&client, 100..110).await?;
     cluster.restart(2)?;
@@ -123,7 +130,7 @@ async fn one_directory_is_left_and_the_cluster_grows_again_from_it() -> Result<(
     equal(&cluster).await?;
     // It is a cluster like any other.
     cluster.kill(1)?;
-    insert(&client, 120..130).await?;
+    insert(&after_a_kill(&cluster).await?, 120..130).await?;
     cluster.restart(1)?;
     cluster.wait_for_leader().await?;
     equal(&cluster).await
@@ -133,6 +140,7 @@ async fn one_directory_is_left_and_the_cluster_grows_again_from_it() -> Result<(
 async fn of_two_directories_the_newer_one_is_taken() -> Result<()> {
     let (mut cluster, client) = start().await?;
     cluster.kill(1)?;
+    let client = after_a_kill(&cluster).await?;
     insert(&client, 100..150).await?;
     let before = count(&client).await?;
     cluster.kill_all()?;
@@ -148,6 +156,7 @@ async fn of_two_directories_the_newer_one_is_taken() -> Result<()> {
     ensure!(tree(&older)? == files, "the older one was changed");
     cluster.restart(2)?;
     ensure!(cluster.wait_for_leader().await? == 2);
+    let client = cluster.client()?;
     ensure!(count(&client).await? == before, "acknowledged rows are lost");
     cluster.restart(3)?;
     voters(&cluster, 2, 2).await?;
@@ -157,14 +166,14 @@ async fn of_two_directories_the_newer_one_is_taken() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_refuses_while_anybody_answers_and_what_is_no_directory() -> Result<()> {
-    let (mut cluster, client) = start().await?;
+    let (mut cluster, _) = start().await?;
     let dirs: Vec<_> = (1..=3).map(|id| cluster.dir(id).to_owned()).collect();
     refused(&recover(&["--yes"], &[&dirs[0]])?, &["its node runs"])?;
     cluster.kill(3)?;
     let files = tree(&dirs[2])?;
     refused(&recover(&["--yes"], &[&dirs[2]])?, &["a quorum of the cluster is alive"])?;
     refused(&recover(&["--yes"], &[&dirs[2], &dirs[1]])?, &["its node runs"])?;
-    insert(&client, 100..101).await?;
+    insert(&after_a_kill(&cluster).await?, 100..101).await?;
     cluster.kill(1)?;
     let alone = [cluster.address(2), "still answer", "stop them first"];
     refused(&recover(&["--yes"], &[&dirs[2]])?, &alone)?;

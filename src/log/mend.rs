@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 use super::record::{
     ALIGN_BYTES, Decoded, RECORD_HEADER_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
-    chain_after, decode, find, push, record_bytes, seal_one,
+    chain_after, decode, find, push, record_bytes, seal, seal_one,
 };
 use super::recover::{DIR, read, read_header, scan, segment_number, segment_path};
 use super::{Entry, EntryKind, LogError, LogId, LogState, Vote, index_of};
@@ -96,18 +96,24 @@ pub fn examine(disk: &dyn Disk, segment: u64, offset: u64) -> Result<Mend, LogEr
     if let Some(mended) = mend_header(disk)? {
         return Ok(Mend::Done(mended));
     }
-    let Some(gap) = find_gap(disk, segment, offset)? else { return Ok(Mend::Unprovable) };
-    if let Some(bytes) = gap.patched() {
-        let mended = replace(disk, segment, &bytes, "a byte that had changed")?;
+    let gap = find_gap(disk, segment, offset)?;
+    if let Some(gap) = &gap {
+        if let Some(bytes) = gap.patched() {
+            let mended = replace(disk, segment, &bytes, "a byte that had changed")?;
+            return Ok(Mend::Done(mended));
+        }
+        if let Some(mended) = gap.mend(disk, &[])? {
+            return Ok(Mend::Done(mended));
+        }
+    }
+    if let Some(bytes) = copied_again(disk, segment)? {
+        let mended = replace(disk, segment, &bytes, "a group of which a copy was left")?;
         return Ok(Mend::Done(mended));
     }
-    if let Some(mended) = gap.mend(disk, &[])? {
-        return Ok(Mend::Done(mended));
+    match gap.filter(|gap| !gap.needs().is_empty()) {
+        Some(gap) => Ok(Mend::Needs(Box::new(gap))),
+        None => Ok(Mend::Unprovable),
     }
-    if gap.needs().is_empty() {
-        return Ok(Mend::Unprovable);
-    }
-    Ok(Mend::Needs(Box::new(gap)))
 }
 
 /// The newest membership entry of those that can be read: where peers may be found.
@@ -181,6 +187,41 @@ fn each_patch(bytes: &[u8], good: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         }
     }
     found
+}
+
+/// A start writes the last group anew into a fresh segment. When that copy is lost and nothing was
+/// written since, the one before it is still there, behind what counts of the segment before: the
+/// fresh segment with the group copied once more.
+fn copied_again(disk: &dyn Disk, segment: u64) -> Result<Option<Vec<u8>>, LogError> {
+    let file = disk.open(&segment_path(segment))?;
+    let Some(header) = read_header(&*file, segment)? else { return Ok(None) };
+    let path = segment_path(header.previous);
+    if header.group <= header.first_group || !disk.exists(&path)? {
+        return Ok(None);
+    }
+    let mut bytes = read(&*file, None)?;
+    let before = read(&*disk.open(&path)?, None)?;
+    let mut at = usize::try_from(header.previous_end).unwrap_or(usize::MAX);
+    let (mut group, mut chain) = (Vec::new(), header.chain);
+    loop {
+        let decoded = before.get(at..).and_then(|rest| decode(rest, header.previous, at as u64));
+        let Some(decoded) = decoded else { return Ok(None) };
+        chain = push(&mut group, &decoded.record, chain);
+        if chain != decoded.chain {
+            return Ok(None);
+        }
+        at += decoded.bytes;
+        if decoded.last_of_group {
+            break;
+        }
+    }
+    seal(&mut group, header.first_group, segment, SEGMENT_HEADER_BYTES as u64);
+    let end = SEGMENT_HEADER_BYTES + group.len();
+    if bytes.get(end..).is_none_or(|rest| rest.iter().any(|byte| *byte != 0)) {
+        return Ok(None);
+    }
+    bytes[SEGMENT_HEADER_BYTES..end].copy_from_slice(&group);
+    Ok(Some(bytes))
 }
 
 /// The gap at `offset` of `segment`; none where the damage is of another kind.
@@ -266,6 +307,11 @@ impl Gap {
         first..self.next_entry.unwrap_or(u64::MAX).min(most)
     }
 
+    /// Bytes that are lost: entries beyond that are not needed.
+    pub fn bytes_lost(&self) -> usize {
+        self.lost.len()
+    }
+
     /// Puts back what was lost, if these entries make it whole: the first is [`Gap::needs`]'s, the
     /// others follow. Whether they do.
     pub fn mend(&self, disk: &dyn Disk, entries: &[Entry]) -> io::Result<Option<Mended>> {
@@ -275,7 +321,7 @@ impl Gap {
             (entries + entry, others + 1 - entry)
         });
         let Some(bytes) = self.filled(&records) else { return Ok(None) };
-        let what = format!("{count} entries and {others} other records");
+        let what = format!("entries: {count}, other records: {others}");
         replace(disk, self.segment, &bytes, &what).map(Some)
     }
 

@@ -28,7 +28,7 @@ use super::identity::StoredIdentity;
 pub const JOIN: u8 = 1;
 
 /// A node whose log is damaged asks for entries.
-pub const ENTRIES: u8 = 3;
+pub const ENTRIES: u8 = 8;
 
 const DONE: u8 = 0;
 const ASK_LEADER: u8 = 1;

@@ -181,18 +181,19 @@ impl Mending<'_> {
 
     async fn ask(&self, client: &CallClient) -> Result<Asked, NodeError> {
         let mut entries: Vec<Entry> = Vec::new();
-        let mut wanted = self.gap.needs();
-        while !wanted.is_empty() {
+        let (mut wanted, mut bytes) = (self.gap.needs(), 0);
+        while !wanted.is_empty() && bytes < self.gap.bytes_lost() {
             let body = encode_entries_wanted(&wanted);
             let asked = client.ask(Request::Call { kind: ENTRIES, body }, ANSWER_MAX).await;
             let some = match asked {
-                Ok(bytes) => decode_entries(bytes).unwrap_or_default(),
+                Ok(answer) => decode_entries(answer).unwrap_or_default(),
                 Err(error) => return Ok(Asked::NoAnswer(error)),
             };
             if some.is_empty() {
                 break;
             }
             wanted.start += some.len() as u64;
+            bytes += some.iter().map(|entry| entry.payload.len()).sum::<usize>();
             entries.extend(some);
         }
         let mended = self.gap.mend(&**self.disk, &entries);

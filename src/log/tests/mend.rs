@@ -167,7 +167,7 @@ fn what_does_not_fit_the_chain_is_not_taken() {
         assert!(disk.list(KEPT_DIR).unwrap().is_empty());
     }
     let mended = gap.mend(&disk, &[entry(1, 2, 600)]).unwrap().unwrap();
-    assert_eq!(mended.what, "1 entries and 0 other records");
+    assert_eq!(mended.what, "entries: 1, other records: 0");
     assert_eq!(disk.bytes(path).unwrap(), before, "byte for byte");
     assert_eq!(all(&open(&disk)).len(), 6);
 }
@@ -197,6 +197,35 @@ fn a_power_cut_during_the_mending_costs_nothing() {
             assert_eq!(Model::of(&log), model, "cut after {n}, seed {seed}");
         }
     }
+}
+
+/// A start has copied the last group into a fresh segment, and nothing was written since: the copy
+/// was synced, so its loss is damage; the group is still where it was before.
+#[test]
+fn a_copied_group_is_copied_again() {
+    let disk = FakeDisk::new();
+    let log = open(&disk);
+    for from in 0..3 {
+        wait(|done| log.append(entries(1, from * 3..from * 3 + 3), done)).unwrap();
+    }
+    drop(log);
+    drop(open(&disk));
+    let path = "log/0000000000000002.seg";
+    let before = disk.bytes(path).unwrap();
+    for at in [520, 700, 960] {
+        let disk = disk.cut(Cut::Keep);
+        disk.flip(path, at, &[9; 8]).unwrap();
+        let Err(LogError::Damaged { segment, offset, .. }) = try_open(&disk) else {
+            panic!("it was taken for a torn one")
+        };
+        assert!(matches!(examine(&disk, segment, offset).unwrap(), Mend::Done(_)));
+        assert_eq!(disk.bytes(path).unwrap(), before);
+        assert_eq!(all(&open(&disk)), entries(1, 0..9));
+    }
+    disk.flip(path, 960, &[9; 8]).unwrap();
+    disk.flip("log/0000000000000001.seg", 512 + 8 * 152 + 60, &[1]).unwrap();
+    let Err(LogError::Damaged { segment, offset, .. }) = try_open(&disk) else { panic!() };
+    assert!(matches!(examine(&disk, segment, offset).unwrap(), Mend::Unprovable));
 }
 
 /// What is kept aside has a bound.
