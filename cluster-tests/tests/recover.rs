@@ -138,7 +138,7 @@ async fn one_directory_is_left_and_the_cluster_grows_again_from_it() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_directories_the_newer_one_is_taken() -> Result<()> {
-    let (mut cluster, client) = start().await?;
+    let (mut cluster, _) = start().await?;
     cluster.kill(1)?;
     let client = after_a_kill(&cluster).await?;
     insert(&client, 100..150).await?;

@@ -72,10 +72,12 @@ impl Offline {
         })?;
         let (recorded, described) = Catalog::recorded_on(&*disk).map_err(failed)?;
         let (_, mut members) = Members::of_record(recorded.membership.into()).map_err(failed)?;
-        let mut databases: BTreeMap<DatabaseId, (String, u64)> = described
-            .into_iter()
-            .map(|it| (it.id, (it.name.as_str().to_owned(), it.folded.point.version)))
-            .collect();
+        let mut versions = Versions::default();
+        versions.known.extend(
+            described
+                .into_iter()
+                .map(|it| (it.id, (it.name.as_str().to_owned(), it.folded.point.version))),
+        );
         let (first, last) = look.indices().unwrap_or((1, 0));
         for index in first..=last {
             let entry = look.entry(index).map_err(failed)?;
@@ -83,10 +85,10 @@ impl Offline {
             match kind {
                 EntryKind::Blank => {}
                 EntryKind::Membership => members = Members::of_entry(payload).map_err(failed)?,
-                EntryKind::Command => note(&mut databases, index, &payload),
+                EntryKind::Command => versions.note(index, &payload),
             }
         }
-        let databases = databases.into_values().collect();
+        let databases = versions.known.into_values().collect();
         Ok(Offline { disk, stored, state: look.state(), members, databases })
     }
 
@@ -169,26 +171,50 @@ impl Offline {
     }
 }
 
-/// Takes in what a command says of the databases' versions.
-fn note(databases: &mut BTreeMap<DatabaseId, (String, u64)>, index: u64, command: &[u8]) {
-    let mut made = |delta: &[u8]| {
-        if let Ok(header) = DeltaHeader::decode(&mut Reader::new(delta))
-            && let Some((_, version)) = databases.get_mut(&header.database)
-        {
-            *version = (*version).max(header.base_version + 1);
-        }
-    };
-    match decode(command) {
-        Ok(Decoded::Deltas(deltas)) => deltas.into_iter().for_each(made),
-        // The header is in the first part, and the version is made with the last.
-        Ok(Decoded::Part(part)) if part.number == 0 => made(part.bytes),
-        Ok(Decoded::Create { name, .. }) => {
-            let name = name.as_str().to_owned();
-            if databases.values().all(|(other, _)| *other != name) {
-                databases.insert(index, (name, 0));
+/// The databases and their versions, as the log makes them.
+#[derive(Default)]
+struct Versions {
+    known: BTreeMap<DatabaseId, (String, u64)>,
+    /// The versions that parts of deltas will make, with their last ones.
+    staged: BTreeMap<DatabaseId, u64>,
+}
+
+impl Versions {
+    /// Takes in a command.
+    fn note(&mut self, index: u64, command: &[u8]) {
+        let header = |bytes| DeltaHeader::decode(&mut Reader::new(bytes)).ok();
+        match decode(command) {
+            Ok(Decoded::Deltas(deltas)) => {
+                for header in deltas.into_iter().filter_map(header) {
+                    self.made(header.database, header.base_version + 1);
+                }
             }
+            Ok(Decoded::Part(part)) => {
+                if part.number == 0
+                    && let Some(header) = header(part.bytes)
+                {
+                    self.staged.insert(part.database, header.base_version + 1);
+                }
+                if part.last
+                    && let Some(version) = self.staged.remove(&part.database)
+                {
+                    self.made(part.database, version);
+                }
+            }
+            Ok(Decoded::Create { name, .. }) => {
+                let name = name.as_str().to_owned();
+                if self.known.values().all(|(other, _)| *other != name) {
+                    self.known.insert(index, (name, 0));
+                }
+            }
+            Ok(Decoded::Discard { .. }) | Err(_) => {}
         }
-        _ => {}
+    }
+
+    fn made(&mut self, database: DatabaseId, made: u64) {
+        if let Some((_, version)) = self.known.get_mut(&database) {
+            *version = made.max(*version);
+        }
     }
 }
 
