@@ -210,7 +210,7 @@ fn a_copied_group_is_copied_again() {
     }
     drop(log);
     drop(open(&disk));
-    let path = "log/0000000000000002.seg";
+    let path = &format!("log/{}", disk.list("log").unwrap().pop().unwrap());
     let before = disk.bytes(path).unwrap();
     for at in [520, 700, 960] {
         let disk = disk.cut(Cut::Keep);
