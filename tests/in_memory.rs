@@ -374,6 +374,7 @@ async fn the_first_of_three_proposals_is_refused_and_the_others_are_appended() {
         transaction_bytes_max: 1 << 20,
         cache_kib: 100,
         space: TempSpace::new(Arc::new(FakeDisk::unrecorded()), 1 << 20),
+        time_limit: None,
     };
     let writer = Connection::open(store.clone(), &options).unwrap();
     writer.link().allow_write(true);

@@ -16,7 +16,7 @@ use crate::driver::{self, Client, DriverError, Options};
 use crate::wire::code;
 
 use super::args::{LogArgs, ServerArgs};
-use super::{Failure, logging, runtime, say};
+use super::{Failure, logging, recover, runtime, say};
 
 /// A member has this long to describe itself in a list of all.
 const DESCRIBE_MAX: Duration = Duration::from_secs(2);
@@ -65,6 +65,8 @@ pub enum ClusterCommand {
         /// The weight
         weight: u64,
     },
+    /// Go on with what is left when the quorum is lost for good (offline)
+    Recover(recover::RecoverArgs),
 }
 
 /// What every subcommand takes.
@@ -113,12 +115,17 @@ impl From<RoleName> for driver::Role {
 
 /// Runs it.
 pub fn run(command: &ClusterCommand, log: &LogArgs) -> Result<(), Failure> {
+    if let ClusterCommand::Recover(args) = command {
+        return recover::run(args, log);
+    }
     logging::start_client(log)?;
     Ok(runtime()?.block_on(perform(command))?)
 }
 
 async fn perform(command: &ClusterCommand) -> Result<()> {
     match command {
+        // Nobody runs who could be asked.
+        ClusterCommand::Recover(_) => Ok(()),
         ClusterCommand::List(asked) => asked.show(&asked.list().await?, table),
         ClusterCommand::Leader(asked) => {
             let leader = asked.client()?.leader().await?;

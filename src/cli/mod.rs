@@ -17,6 +17,7 @@ mod health;
 mod local;
 mod logging;
 mod ports;
+mod recover;
 mod serve;
 pub mod shell;
 pub mod table;

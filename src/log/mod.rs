@@ -9,8 +9,8 @@
 //!
 //! Nothing that was written is ever overwritten. After a power cut the stream may end in a group
 //! that was written in part ("a torn tail"): it is cut off, for nothing of it was acknowledged. A
-//! bad record with later groups behind it was acknowledged: that is damage, and [`Log::open`]
-//! refuses. An error of a write or a sync ends the log's life: every later call fails, because
+//! bad record with later groups behind it was acknowledged: that is damage, [`Log::open`] refuses,
+//! and [`mend`] puts back what can be proved. An error of a write or a sync ends the log's life: every later call fails, because
 //! nobody can know what such a disk holds.
 //!
 //! It knows neither Raft nor what entries mean; it does not decide when to purge. The files are
@@ -21,6 +21,8 @@
 
 mod front;
 mod index;
+mod look;
+pub mod mend;
 mod record;
 mod recover;
 mod store;
@@ -31,6 +33,7 @@ mod tests;
 
 use bytes::Bytes;
 
+pub use look::Look;
 pub use recover::newer_format;
 pub use store::{Log, LogMetrics, LogOptions};
 

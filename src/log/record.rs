@@ -124,7 +124,7 @@ pub(super) fn push(buf: &mut Vec<u8>, record: &Record<'_>, chain: u64) -> u64 {
     let start = buf.len();
     buf.extend_from_slice(&header);
     buf.extend_from_slice(payload);
-    let chain = xxh3_64_with_seed(&buf[start + 28..], chain);
+    let chain = chain_after(&buf[start..], chain);
     put_u64(&mut buf[start..], 16, chain);
     buf.resize(start + record_bytes(payload.len()), 0);
     chain
@@ -144,15 +144,19 @@ pub(super) fn seal(buf: &mut [u8], group: u64, segment: u64, offset: u64) -> u64
         let bytes = record_bytes(get_u32(buf, at + 4) as usize);
         let end = (at + bytes).min(buf.len());
         let last = end == buf.len();
-        let record = &mut buf[at..end];
-        put_u64(record, 8, group);
-        record[26] = if last { LAST_OF_GROUP } else { 0 };
-        let crc = record_crc(record, segment, offset + at as u64);
-        put_u32(record, 0, crc);
+        seal_one(&mut buf[at..end], group, last, segment, offset + at as u64);
         at = end;
         records += 1;
     }
     records
+}
+
+/// Completes one record, `last` or not of its group, that is to be at `offset` of `segment`.
+pub(super) fn seal_one(record: &mut [u8], group: u64, last: bool, segment: u64, offset: u64) {
+    put_u64(record, 8, group);
+    record[26] = if last { LAST_OF_GROUP } else { 0 };
+    let crc = record_crc(record, segment, offset);
+    put_u32(record, 0, crc);
 }
 
 fn record_crc(record: &[u8], segment: u64, offset: u64) -> u32 {
@@ -217,13 +221,23 @@ pub(super) fn find_later(
     from: usize,
     group: u64,
 ) -> Option<Decoded<'_>> {
+    find(bytes, segment, from, |decoded| decoded.group > group).map(|(_, decoded)| decoded)
+}
+
+/// As [`find_later`], the first valid record that `fits`, and where it is.
+pub(super) fn find<'a>(
+    bytes: &'a [u8],
+    segment: u64,
+    from: usize,
+    fits: impl Fn(&Decoded<'a>) -> bool,
+) -> Option<(usize, Decoded<'a>)> {
     let mut at = from.next_multiple_of(ALIGN_BYTES);
     while let Some(magic) = bytes.get(at + 24..at + 26) {
         if magic == RECORD_MAGIC
             && let Some(decoded) = decode(&bytes[at..], segment, at as u64)
-            && decoded.group > group
+            && fits(&decoded)
         {
-            return Some(decoded);
+            return Some((at, decoded));
         }
         at += ALIGN_BYTES;
     }

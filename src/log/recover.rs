@@ -32,7 +32,7 @@ pub(super) fn segment_path(number: u64) -> String {
     format!("{DIR}/{number:016x}.seg")
 }
 
-fn segment_number(name: &str) -> Option<u64> {
+pub(super) fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 16)?;
     u64::from_str_radix(digits, 16).ok()
 }
@@ -247,7 +247,10 @@ pub fn newer_format(disk: &dyn Disk) -> std::io::Result<Option<String>> {
     Ok(None)
 }
 
-fn read_header(file: &dyn DiskFile, number: u64) -> Result<Option<SegmentHeader>, LogError> {
+pub(super) fn read_header(
+    file: &dyn DiskFile,
+    number: u64,
+) -> Result<Option<SegmentHeader>, LogError> {
     let mut bytes = [0; SEGMENT_HEADER_BYTES];
     let got = file.read_at(&mut bytes, 0)?;
     match SegmentHeader::decode(&bytes[..got]) {
@@ -258,7 +261,7 @@ fn read_header(file: &dyn DiskFile, number: u64) -> Result<Option<SegmentHeader>
 }
 
 /// The first `len` bytes of a file (fewer if there are not so many), or all of them.
-fn read(file: &dyn DiskFile, len: Option<u64>) -> Result<Vec<u8>, LogError> {
+pub(super) fn read(file: &dyn DiskFile, len: Option<u64>) -> Result<Vec<u8>, LogError> {
     let have = file.len()?;
     let len = usize::try_from(len.map_or(have, |len| len.min(have)))
         .map_err(|_| std::io::Error::from(std::io::ErrorKind::FileTooLarge))?;
@@ -286,20 +289,20 @@ fn damaged(segment: u64, offset: u64, state: LogState, later: Option<Decoded<'_>
 }
 
 /// Where the valid records of a segment end.
-struct Tail {
+pub(super) struct Tail {
     /// The first byte that is not a valid record.
-    end: usize,
+    pub(super) end: usize,
     /// Where the last group begins (`end` if there is none).
     last_group_start: usize,
     /// The group of the record that should be at `end`.
-    group: u64,
+    pub(super) group: u64,
     /// The log's state there.
-    state: LogState,
+    pub(super) state: LogState,
 }
 
 /// Walks over the valid records of a segment, until `visit` says no. A record that is valid but
 /// does not continue the one before it is damage.
-fn scan(
+pub(super) fn scan(
     header: &SegmentHeader,
     bytes: &[u8],
     visit: &mut dyn FnMut(usize, &Decoded<'_>) -> bool,

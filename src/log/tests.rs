@@ -4,6 +4,7 @@
 mod cuts;
 mod damage;
 mod golden;
+mod mend;
 mod random;
 
 use std::collections::BTreeMap;

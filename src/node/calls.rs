@@ -1,20 +1,24 @@
-//! What nodes ask each other beyond consensus: to join, to change a member, for a read index.
+//! What nodes ask each other beyond consensus: to join, to change a member, for a read index, and for
+//! entries of the log that one of them lost.
 //!
 //! *Invariant*: a call changes something only on the leader.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use crate::base::NodeId;
+use crate::base::{Executor, NodeId, limits};
 use crate::codec::{Malformed, Reader};
 use crate::disk::{Disk, Room};
+use crate::log::{self, Log};
 use crate::member::membership::{self, Admission, Past};
 use crate::member::{Member, diagnosis, repair};
-use crate::raft::messages::Refusal;
+use crate::raft::fields;
+use crate::raft::messages::{Refusal, put_entry, read_entry};
 use crate::raft::peers::PeerHooks;
 use crate::raft::snapshot::SnapshotSink;
 use crate::raft::view::IncomingSink;
@@ -23,6 +27,9 @@ use super::identity::StoredIdentity;
 
 /// A node asks to be a member, or whether it still is one, at its address.
 pub const JOIN: u8 = 1;
+
+/// A node whose log is damaged asks for entries.
+pub const ENTRIES: u8 = 8;
 
 const MEMBER: u8 = 0;
 const ASK_LEADER: u8 = 1;
@@ -92,9 +99,37 @@ pub fn decode_joined(bytes: &[u8]) -> Result<Joined, Malformed> {
     })
 }
 
+/// The body of [`ENTRIES`]: those from `wanted.start` on, before `wanted.end`.
+pub fn encode_entries_wanted(wanted: &Range<u64>) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u64_le(wanted.start);
+    out.put_u64_le(wanted.end);
+    out.freeze()
+}
+
+/// The answer to [`ENTRIES`]: consecutive ones, as many as go into an answer, at least one if the
+/// first that is wanted is there.
+fn encode_entries(entries: &[log::Entry]) -> Bytes {
+    let mut out = BytesMut::new();
+    entries.iter().for_each(|entry| put_entry(&mut out, entry));
+    out.freeze()
+}
+
+/// Reads the answer to [`ENTRIES`].
+pub fn decode_entries(bytes: Bytes) -> Result<Vec<log::Entry>, fields::Malformed> {
+    let mut reader = fields::Reader::new(bytes);
+    let mut entries = Vec::new();
+    while !reader.is_empty() {
+        entries.push(read_entry(&mut reader)?);
+    }
+    Ok(entries)
+}
+
 /// The answering side.
 pub struct Hooks {
     disk: Arc<dyn Disk>,
+    log: Log,
+    executor: Executor,
     stored: StoredIdentity,
     joining: Mutex<()>,
     member: OnceLock<Weak<Member>>,
@@ -102,8 +137,14 @@ pub struct Hooks {
 
 impl Hooks {
     /// For the node that `stored` names.
-    pub fn new(disk: Arc<dyn Disk>, stored: StoredIdentity) -> Arc<Hooks> {
-        Arc::new(Hooks { disk, stored, joining: Mutex::default(), member: OnceLock::new() })
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        log: Log,
+        executor: Executor,
+        stored: StoredIdentity,
+    ) -> Arc<Hooks> {
+        let (joining, member) = (Mutex::default(), OnceLock::new());
+        Arc::new(Hooks { disk, log, executor, stored, joining, member })
     }
 
     /// The member is there: calls can be answered.
@@ -121,6 +162,7 @@ impl PeerHooks for Hooks {
         body: Bytes,
     ) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let member = self.member.get().and_then(Weak::upgrade);
+        let (log, executor) = (self.log.clone(), self.executor);
         Box::pin(async move {
             let Some(member) = member else {
                 return Err(Refusal("this node is starting".to_owned()));
@@ -129,6 +171,7 @@ impl PeerHooks for Hooks {
                 JOIN => join(&member, from, &body).await,
                 membership::CALL_DESCRIBE => Ok(member.answer_describe()),
                 membership::CALL_CHANGE => member.answer_change(from, &body).await,
+                ENTRIES => entries(log, executor, &body).await,
                 crate::member::CALL_READ_INDEX => {
                     let index = member.confirm_by_quorum().await;
                     let index = index.map_err(|failure| Refusal(failure.to_string()))?;
@@ -171,6 +214,18 @@ impl PeerHooks for Hooks {
     }
 }
 
+async fn entries(log: Log, executor: Executor, body: &[u8]) -> Result<Bytes, Refusal> {
+    let mut reader = Reader::new(body);
+    let refuse = |error: crate::codec::Malformed| Refusal(error.to_string());
+    let (from, to) = (reader.u64().map_err(refuse)?, reader.u64().map_err(refuse)?);
+    let read = executor.blocking(move || log.read(from, to, limits::LOG_READ_BYTES_MAX)).await;
+    match read {
+        Some(Ok(entries)) => Ok(encode_entries(&entries)),
+        Some(Err(error)) => Err(Refusal(error.to_string())),
+        None => Err(Refusal("this node is stopping".to_owned())),
+    }
+}
+
 async fn join(member: &Arc<Member>, from: NodeId, body: &[u8]) -> Result<Bytes, Refusal> {
     let (id, past, address) = decode_join(body).map_err(|error| Refusal(error.to_string()))?;
     if id != from {
@@ -209,5 +264,16 @@ mod tests {
             assert_eq!(decode_joined(bytes), Ok(joined));
         }
         assert!(decode_joined(&[]).is_err() && decode_joined(&[4]).is_err());
+        assert_eq!(encode_entries_wanted(&(5..7)), &b"\x05\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0"[..]);
+        let entry = log::Entry {
+            id: log::LogId { term: 2, index: 5 },
+            kind: log::EntryKind::Command,
+            payload: Bytes::from_static(b"abc"),
+        };
+        let bytes = encode_entries(std::slice::from_ref(&entry));
+        assert_eq!(bytes, &b"\x02\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x01\x03\0\0\0abc"[..]);
+        assert_eq!(decode_entries(bytes.clone()).unwrap(), [entry]);
+        assert!(decode_entries(bytes.slice(..20)).is_err());
+        assert_eq!(decode_entries(Bytes::new()).unwrap(), []);
     }
 }

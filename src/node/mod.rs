@@ -2,9 +2,10 @@
 //! member and the doors. Applications embed it with [`Node::start`].
 //!
 //! The order of a start: bind the address (an address in use must leave no trace), lock the
-//! directory, recover the log, open the databases where their checkpoint left them, build
-//! consensus (which applies the rest of the log), start the member, run consensus, accept
-//! connections; then found a cluster or join one, if this node belongs to none ([`belonging`]).
+//! directory, recover the log (mended from peers where it is damaged), open the databases where
+//! their checkpoint left them, build consensus (which applies the rest of the log), start the
+//! member, run consensus, accept connections; then found a cluster or join one, if this node
+//! belongs to none ([`belonging`]).
 //!
 //! *Invariant*: nothing is written before the configuration is found good and the address is
 //! bound; no connection is accepted before the state of before is applied.
@@ -14,6 +15,8 @@ mod calls;
 mod checkpoints;
 pub mod config;
 mod identity;
+mod mend;
+pub mod offline;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use crate::base::{Env, limits};
 use crate::disk::{Disk, RealDisk};
-use crate::log::{Log, LogOptions};
+use crate::log::Log;
 use crate::member::roles::Targets;
 use crate::member::{Member, MemberOptions, MemberParts, RoleOptions};
 use crate::pages::Catalog;
@@ -117,8 +120,7 @@ impl Node {
         refuse_newer_formats(&*disk)?;
         let stored = identify(&config, known, &env)?;
         check_same_cluster(&config, &stored, &dialer).await?;
-        let log = Log::open(disk.clone(), env.executor, LogOptions::default())
-            .map_err(|error| NodeError::Failed(error.to_string()))?;
+        let log = mend::open_log(&disk, &config, &stored, &dialer, &env).await?;
         let catalog =
             Arc::new(Catalog::open(disk.clone()).map_err(|e| NodeError::Failed(e.to_string()))?);
         finish_install(&log, &catalog)?;
@@ -159,7 +161,7 @@ impl Node {
             options,
             disturbed,
         });
-        let hooks = Hooks::new(disk.clone(), stored.clone());
+        let hooks = Hooks::new(disk.clone(), log.clone(), env.executor, stored.clone());
         hooks.attach(&member);
         let peers = Arc::new(PeerHandler {
             raft: Arc::new(core.raft().clone()),

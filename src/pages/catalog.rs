@@ -74,11 +74,7 @@ impl Catalog {
         disk.create_dir("databases")?;
         let spill = SpillSpace::new(disk.clone(), room, limits::SPILL_BYTES_MAX);
         let installed = install::recover(&*disk)?;
-        let record = match disk::read_all(&*disk, RECORD_PATH) {
-            Ok(bytes) => decode_record(&bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Record::default(),
-            Err(error) => return Err(error.into()),
-        };
+        let record = read_record(&*disk)?;
         let mut databases = BTreeMap::new();
         for entry in record.databases {
             let Entry { id, name, page_size, folded } = entry;
@@ -99,6 +95,13 @@ impl Catalog {
             installed_at_start: Mutex::new(installed),
             spill,
         })
+    }
+
+    /// What the checkpoint record of a data directory says, which is not opened for that: what it
+    /// covers, and the databases.
+    pub fn recorded_on(disk: &dyn Disk) -> Result<(Applied, Vec<Described>), PagesError> {
+        let Record { applied, databases } = read_record(disk)?;
+        Ok((applied, databases))
     }
 
     pub(super) fn disk(&self) -> &Arc<dyn Disk> {
@@ -261,6 +264,14 @@ pub(super) struct Record {
 }
 
 pub(super) type Entry = Described;
+
+fn read_record(disk: &dyn Disk) -> Result<Record, PagesError> {
+    match disk::read_all(disk, RECORD_PATH) {
+        Ok(bytes) => decode_record(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
+        Err(error) => Err(error.into()),
+    }
+}
 
 pub(super) fn encode_record(record: &Record) -> Vec<u8> {
     let mut out = MAGIC.to_vec();

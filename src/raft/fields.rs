@@ -123,6 +123,11 @@ impl Reader {
         Ok(Vote { term: self.u64(what)?, node: self.u64(what)?, committed: self.flag(what)? })
     }
 
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Whatever is left.
     pub fn rest(self) -> Bytes {
         self.rest

@@ -12,7 +12,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::fields::{Malformed, Reader, put_log_id_option, put_text};
 use super::types::{Membership, Peer, StoredMembership, log_id, raft_log_id};
-use crate::base::Role;
+use crate::base::{NodeId, Role};
+use crate::log::LogId;
 
 /// The layout written by this build.
 const LAYOUT: u8 = 2;
@@ -49,6 +50,59 @@ pub fn read_stored_membership(reader: &mut Reader) -> Result<StoredMembership, M
     let id = reader.log_id_option("membership log id")?;
     let membership = read_membership(reader)?;
     Ok(StoredMembership::new(id.map(raft_log_id), membership))
+}
+
+/// Who the members are, for those who have no consensus to ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Where each of them is.
+    pub addresses: BTreeMap<NodeId, String>,
+    /// The voters: of one configuration, or of two while the membership changes.
+    pub voters: Vec<BTreeSet<NodeId>>,
+}
+
+impl Members {
+    /// By the payload of a membership's entry.
+    pub fn of_entry(payload: Bytes) -> Result<Members, Malformed> {
+        decode_membership(payload).map(|membership| Members::of(&membership))
+    }
+
+    /// By what [`put_stored_membership`] wrote, with the place of its entry; nothing is that of a
+    /// node without a log.
+    pub fn of_record(bytes: Bytes) -> Result<(Option<LogId>, Members), Malformed> {
+        if bytes.is_empty() {
+            return Ok((None, Members::default()));
+        }
+        let stored = read_stored_membership(&mut Reader::new(bytes))?;
+        Ok((stored.log_id().as_ref().map(log_id), Members::of(stored.membership())))
+    }
+
+    /// A single one, which votes.
+    pub fn alone(id: NodeId, address: &str) -> Members {
+        let addresses = BTreeMap::from([(id, address.to_owned())]);
+        Members { addresses, voters: vec![BTreeSet::from([id])] }
+    }
+
+    /// The payload of their entry; none where a voter has no address.
+    pub fn encode(&self) -> Option<Bytes> {
+        let peer = |(id, address): (&NodeId, &String)| (*id, Peer::spare(address));
+        let nodes: BTreeMap<_, _> = self.addresses.iter().map(peer).collect();
+        let membership = Membership::new(self.voters.clone(), nodes).ok()?;
+        Some(encode_membership(&membership))
+    }
+
+    /// Whether these can decide anything: a majority of each configuration.
+    pub fn is_quorum(&self, of: &BTreeSet<NodeId>) -> bool {
+        let majority =
+            |voters: &BTreeSet<NodeId>| 2 * voters.intersection(of).count() > voters.len();
+        !self.voters.is_empty() && self.voters.iter().all(majority)
+    }
+
+    fn of(membership: &Membership) -> Members {
+        let address = |(id, peer): (&NodeId, &Peer)| (*id, peer.address.clone());
+        let addresses = membership.nodes().map(address).collect();
+        Members { addresses, voters: membership.get_joint_config().clone() }
+    }
 }
 
 fn put_membership(out: &mut impl BufMut, membership: &Membership) {
@@ -175,6 +229,21 @@ mod tests {
         bytes.put_u64_le(5);
         bytes.put_u32_le(0);
         assert!(decode_membership(bytes.freeze()).is_err());
+    }
+
+    #[test]
+    fn a_quorum_is_a_majority_of_each_configuration() {
+        let members = Members::of(&sample());
+        assert_eq!(Members::of_entry(members.encode().unwrap()), Ok(members.clone()));
+        assert!(members.is_quorum(&BTreeSet::from([1, 2])));
+        assert!(!members.is_quorum(&BTreeSet::from([1, 9])), "9 does not vote");
+        let joint = vec![BTreeSet::from([1]), BTreeSet::from([1, 2, 3])];
+        let joint = Members { voters: joint, ..members };
+        assert!(!joint.is_quorum(&BTreeSet::from([1])) && joint.is_quorum(&BTreeSet::from([1, 3])));
+        assert!(!Members::default().is_quorum(&BTreeSet::new()));
+        let alone = Members::alone(4, "d:4");
+        assert_eq!(Members::of_entry(alone.encode().unwrap()), Ok(alone));
+        assert_eq!(Members::of_record(Bytes::new()), Ok((None, Members::default())));
     }
 
     proptest! {

@@ -34,13 +34,34 @@ pub fn encode_append(sequence: u64, request: AppendRequest) -> Frame {
     fields.put_u32_le(request.entries.len() as u32);
     for entry in request.entries {
         let entry = log_entry(entry);
-        let fields = frame.fields();
-        put_log_id(fields, entry.id);
-        fields.put_u8(entry.kind as u8);
-        fields.put_u32_le(entry.payload.len() as u32);
+        put_entry_fields(frame.fields(), &entry);
         frame.payload(&entry.payload);
     }
     frame.finish()
+}
+
+fn put_entry_fields(out: &mut impl BufMut, entry: &Entry) {
+    put_log_id(out, entry.id);
+    out.put_u8(entry.kind as u8);
+    out.put_u32_le(entry.payload.len() as u32);
+}
+
+/// Writes an entry as an append carries it.
+pub fn put_entry(out: &mut impl BufMut, entry: &Entry) {
+    put_entry_fields(out, entry);
+    out.put_slice(&entry.payload);
+}
+
+/// Reads an entry of an append.
+pub fn read_entry(reader: &mut Reader) -> Result<Entry, Malformed> {
+    let id = reader.log_id("entry")?;
+    let kind = match reader.u8("entry's kind")? {
+        0 => EntryKind::Blank,
+        1 => EntryKind::Command,
+        2 => EntryKind::Membership,
+        _ => return Err(Malformed("entry's kind")),
+    };
+    Ok(Entry { id, kind, payload: reader.sized_bytes("entry's payload")? })
 }
 
 /// The number of an append request, and the request.
@@ -53,15 +74,7 @@ pub fn decode_append(body: Bytes) -> Result<(u64, AppendRequest), Malformed> {
     let count = reader.count(ENTRY_FIELD_BYTES, "append's entries")?;
     let mut entries = Vec::with_capacity(count.min(ENTRIES_RESERVED_MAX));
     for _ in 0..count {
-        let id = reader.log_id("entry")?;
-        let entry_kind = match reader.u8("entry's kind")? {
-            0 => EntryKind::Blank,
-            1 => EntryKind::Command,
-            2 => EntryKind::Membership,
-            _ => return Err(Malformed("entry's kind")),
-        };
-        let payload = reader.sized_bytes("entry's payload")?;
-        let entry = Entry { id, kind: entry_kind, payload };
+        let entry = read_entry(&mut reader)?;
         entries.push(raft_entry(entry).map_err(|_| Malformed("membership entry"))?);
     }
     reader.finish("append")?;
