@@ -47,9 +47,9 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(cut, bytes)| [&[cut], &bytes[..]].concat())
 }
 
-/// Cases of each property; `QUIRE_NOISE_CASES` sets more for a longer run.
+/// Cases of each property; `QUIRE_TEST_NOISE_CASES` sets more for a longer run.
 fn cases() -> ProptestConfig {
-    let cases = std::env::var("QUIRE_NOISE_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = std::env::var("QUIRE_TEST_NOISE_CASES").ok().and_then(|cases| cases.parse().ok());
     ProptestConfig::with_cases(cases.unwrap_or(2_000))
 }
 

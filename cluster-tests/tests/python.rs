@@ -7,7 +7,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Cluster, Options, PATIENCE, Shared};
+use cluster_tests::{Options, PATIENCE, Shared};
 use tokio::process::Command;
 use tokio::time::timeout;
 

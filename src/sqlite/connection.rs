@@ -427,8 +427,8 @@ impl Connection {
 
     /// How many bytes the first statement of `sql` takes: all of it where it is the only one.
     pub fn first_statement_bytes(&self, sql: &str) -> usize {
-        if text::is_surely_single(sql) {
-            return sql.len();
+        if let Some(bytes) = text::single_bytes(sql) {
+            return bytes;
         }
         // SQLite copies what it is given: a script is shown to it piece by piece, until a
         // statement ends inside of the piece.

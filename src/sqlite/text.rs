@@ -26,7 +26,15 @@ pub fn skip_blank(sql: &str) -> &str {
 
 /// Whether `sql` can only be one statement: nothing but blanks follows its first semicolon.
 pub fn is_surely_single(sql: &str) -> bool {
-    sql.split_once(';').is_none_or(|(_, rest)| is_blank(rest))
+    single_bytes(sql).is_some()
+}
+
+/// How many bytes the one statement takes with its semicolon, where [`is_surely_single`].
+pub fn single_bytes(sql: &str) -> Option<usize> {
+    match sql.split_once(';') {
+        None => Some(sql.len()),
+        Some((first, rest)) => is_blank(rest).then_some(first.len() + 1),
+    }
 }
 
 /// Whether `sql` may begin a statement that sets `changes()`: one that inserts, updates or deletes.
@@ -81,6 +89,8 @@ mod tests {
     fn single_or_perhaps_not() {
         assert!(is_surely_single("SELECT 1; -- done"));
         assert!(!is_surely_single("SELECT ';'; SELECT 2"));
+        assert_eq!(single_bytes("SELECT 1 ;; -- done"), Some(10));
+        assert_eq!(single_bytes("SELECT 1 -- done"), Some(16));
     }
 
     #[test]

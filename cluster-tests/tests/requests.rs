@@ -1,0 +1,250 @@
+//! What a connection may name and what it may not, request by request, over the raw protocol: its
+//! own database, its own statements, and nothing else; and where one request ends and the next
+//! begins.
+
+use anyhow::{Context, Result, ensure};
+use cluster_tests::raw::{INTERRUPT, Raw, Said, exec_sql, query_sql};
+use cluster_tests::{Cluster, Options, Shared};
+use quire::wire::{Handshake, Params, Request, Response, Value};
+
+static CLUSTER: Shared = Shared::new(|| Options::new(3));
+
+fn prepare(sql: &str, tail: bool) -> Request {
+    Request::Prepare { database: 0, sql: sql.into(), tail }
+}
+
+async fn prepared(raw: &mut Raw, sql: &str) -> Result<u32> {
+    match raw.ask(&prepare(sql, false)).await? {
+        Said::Message(Response::Stmt { statement, .. }) => Ok(statement),
+        other => anyhow::bail!("{sql}: {other:?}"),
+    }
+}
+
+fn exec(statement: u32) -> Request {
+    Request::Exec { database: 0, statement, params: Params::new([]) }
+}
+
+fn query(statement: u32) -> Request {
+    Request::Query { database: 0, statement, params: Params::new([]) }
+}
+
+fn finalize(statement: u32) -> Request {
+    Request::Finalize { database: 0, statement }
+}
+
+fn none(text: &str) -> Option<(u64, String)> {
+    Some((12, text.to_owned()))
+}
+
+const NO_DATABASE: &str = "no database opened";
+const NO_STATEMENT: &str = "no statement with the given id";
+
+/// Another database's id was taken for the connection's own: a client that had mixed two up wrote to
+/// the wrong one.
+#[tokio::test]
+async fn a_database_id_that_is_not_the_connections_is_refused() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("ids").await?;
+    raw.run("CREATE TABLE t(a)").await?;
+    let statement = prepared(&mut raw, "INSERT INTO t VALUES(1)").await?;
+    let params = || Params::new([]);
+    let insert = || "INSERT INTO t VALUES(2)".into();
+    for id in [1, 7, u32::MAX] {
+        let wide = u64::from(id);
+        for request in [
+            Request::Prepare { database: wide, sql: insert(), tail: false },
+            Request::Exec { database: id, statement, params: params() },
+            Request::Query { database: id, statement, params: params() },
+            Request::Finalize { database: id, statement },
+            Request::ExecSql { database: wide, sql: insert(), params: params() },
+            Request::QuerySql { database: 1 << 40 | wide, sql: insert(), params: params() },
+        ] {
+            assert_eq!(raw.ask(&request).await?.failure(), none(NO_DATABASE), "{request:?}");
+        }
+        // Nothing runs, whatever is named.
+        let interrupt = Request::Interrupt { database: wide };
+        assert_eq!(raw.ask(&interrupt).await?, Said::Message(Response::Empty));
+    }
+    assert_eq!(raw.integer("SELECT count(*) FROM t").await?, 0);
+    assert_eq!(prepared(&mut raw, "SELECT 1").await?, 1, "the first statement is still there");
+    Ok(())
+}
+
+#[tokio::test]
+async fn statements_belong_to_their_connection() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let (mut one, mut two) = (cluster.raw("own").await?, cluster.raw("own").await?);
+    one.run("CREATE TABLE t(a)").await?;
+    // The lowest free id is the next one's.
+    for expected in 0..3 {
+        assert_eq!(prepared(&mut one, "INSERT INTO t VALUES(1)").await?, expected);
+    }
+    for statement in 0..3 {
+        for request in [exec(statement), query(statement), finalize(statement)] {
+            assert_eq!(two.ask(&request).await?.failure(), none(NO_STATEMENT), "{request:?}");
+        }
+    }
+    assert_eq!(one.ask(&finalize(1)).await?, Said::Message(Response::Empty));
+    for request in [exec(1), query(1), finalize(1), exec(3), exec(u32::MAX)] {
+        assert_eq!(one.ask(&request).await?.failure(), none(NO_STATEMENT), "{request:?}");
+    }
+    assert_eq!(prepared(&mut one, "SELECT 5").await?, 1);
+    assert_eq!(one.ask(&query(1)).await?.integer(), Some(5));
+    assert_eq!(two.integer("SELECT count(*) FROM t").await?, 0);
+    Ok(())
+}
+
+/// Whatever needs a database says so, in this order: leader, database, statement.
+#[tokio::test]
+async fn without_a_database_each_request_says_so_and_a_follower_says_who_it_is_not() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let leader = cluster.wait_for_leader().await?;
+    let requests = || {
+        [prepare("SELECT 1", false), exec(0), query(0), exec_sql("SELECT 1"), query_sql("SELECT 1")]
+    };
+    let mut raw = Raw::connect(cluster.address(leader)).await?;
+    for request in requests() {
+        assert_eq!(raw.ask(&request).await?.failure(), none(NO_DATABASE), "{request:?}");
+    }
+    assert_eq!(raw.ask(&finalize(0)).await?.failure(), none(NO_DATABASE));
+    let follower = if leader == 1 { 2 } else { 1 };
+    let mut raw = Raw::connect(cluster.address(follower)).await?;
+    let open = Request::Open { name: "x".into(), flags: 0, vfs: "".into() };
+    for request in requests().into_iter().chain([open]) {
+        let failure = raw.ask(&request).await?.failure();
+        assert_eq!(failure, Some((10250, "not leader".to_owned())), "{request:?}");
+    }
+    assert_eq!(raw.ask(&finalize(0)).await?.failure(), none(NO_DATABASE));
+    ensure!(matches!(raw.ask(&Request::Leader).await?, Said::Message(Response::Node { .. })));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_tail_of_a_text_is_counted_in_its_bytes() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("tails").await?;
+    for (sql, rest) in [
+        ("SELECT 1", ""),
+        ("SELECT 1;", ""),
+        ("SELECT 1; SELECT 2", " SELECT 2"),
+        ("  -- first\n SELECT 'ä;ö'; /* then */ SELECT 2;", " /* then */ SELECT 2;"),
+        ("SELECT 1;;;", ";;"),
+    ] {
+        match raw.ask(&prepare(sql, true)).await? {
+            Said::Message(Response::Stmt { tail: Some(tail), .. }) => {
+                assert_eq!(&sql[usize::try_from(tail)?..], rest, "{sql}");
+            }
+            other => anyhow::bail!("{sql}: {other:?}"),
+        }
+    }
+    let tail = Some((1, "nonempty statement tail".to_owned()));
+    for sql in ["SELECT 1; SELECT 2", "SELECT 1; x"] {
+        assert_eq!(raw.ask(&prepare(sql, false)).await?.failure(), tail, "{sql}");
+        assert_eq!(raw.ask(&query_sql(sql)).await?.failure(), tail, "{sql}");
+    }
+    let empty = Some((0, "empty statement".to_owned()));
+    for sql in ["", " ", ";", "-- nothing", "/* nothing */ ;;"] {
+        for request in [prepare(sql, false), prepare(sql, true), query_sql(sql)] {
+            assert_eq!(raw.ask(&request).await?.failure(), empty, "{request:?}");
+        }
+        raw.run(sql).await?;
+    }
+    Ok(())
+}
+
+/// NUL ends a text, bytes that are no UTF-8 pass as values and not as SQL.
+#[tokio::test]
+async fn texts_are_bytes_and_statements_are_utf8() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("texts").await?;
+    let sql = || b"SELECT '\xFF\xFE'"[..].into();
+    let refused = Some((1, "the statement is not UTF-8".to_owned()));
+    for request in [
+        Request::ExecSql { database: 0, sql: sql(), params: Params::new([]) },
+        Request::QuerySql { database: 0, sql: sql(), params: Params::new([]) },
+        Request::Prepare { database: 0, sql: sql(), tail: false },
+    ] {
+        assert_eq!(raw.ask(&request).await?.failure(), refused, "{request:?}");
+    }
+    let odd = Value::Text(b"\xFF\xFE"[..].into());
+    let params = Params::new([odd.as_ref()]);
+    let request = Request::QuerySql { database: 0, sql: "SELECT ?, hex(?1)".into(), params };
+    let Said::Rows(rows, _) = raw.ask(&request).await? else { anyhow::bail!("no rows") };
+    assert_eq!(rows, [[odd, Value::from("FFFE")]]);
+    Ok(())
+}
+
+/// A client sent two queries and then an Interrupt: it ended the first of them too, which was then
+/// never answered.
+#[tokio::test]
+async fn an_interrupt_means_the_request_right_before_it() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("interrupts").await?;
+    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
+                   SELECT max(i) FROM n";
+    let slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) \
+                SELECT count(*) FROM n";
+    raw.send(&[query_sql(slow), query_sql(endless), INTERRUPT, query_sql("SELECT 7")]).await?;
+    assert_eq!(raw.answer().await?.integer(), Some(300_000));
+    assert_eq!(raw.answer().await?, Said::Message(Response::Empty), "one for both");
+    assert_eq!(raw.answer().await?.integer(), Some(7));
+    // Nothing runs: one Empty each.
+    raw.send(&[INTERRUPT, INTERRUPT, query_sql("SELECT 8")]).await?;
+    assert_eq!(raw.answer().await?, Said::Message(Response::Empty));
+    assert_eq!(raw.answer().await?, Said::Message(Response::Empty));
+    assert_eq!(raw.answer().await?.integer(), Some(8));
+    Ok(())
+}
+
+/// dqlite's nodes open their conversation with Connect; here it is refused, and the connection stays
+/// a client's.
+#[tokio::test]
+async fn connect_is_refused() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("connect").await?;
+    let request = Request::Connect { id: 9, address: "127.0.0.1:1".into() };
+    let failure = raw.ask(&request).await?.failure();
+    assert_eq!(failure, Some((1005, "unrecognized request type".to_owned())));
+    assert_eq!(raw.integer("SELECT 1").await?, 1);
+    Ok(())
+}
+
+/// What a connection had is gone with the leadership: Finalize, which a follower answers, says so;
+/// it said Empty. The rest says that the node does not lead.
+#[tokio::test]
+async fn statements_are_gone_when_leadership_was_lost() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let leader = cluster.wait_for_leader().await?;
+    let mut raw = cluster.raw("lost").await?;
+    raw.run("CREATE TABLE t(a)").await?;
+    prepared(&mut raw, "SELECT 1").await?;
+    cluster.pause(leader)?;
+    cluster.wait_for_leader().await?;
+    cluster.resume(leader)?;
+    cluster_tests::wait_for("the old leader to follow", async || {
+        let mut probe = Raw::connect(cluster.address(leader)).await?;
+        let failure = probe.ask(&query_sql("SELECT 1")).await?.failure();
+        Ok(failure.filter(|(code, _)| *code == 10250))
+    })
+    .await?;
+    assert_eq!(raw.ask(&finalize(0)).await?.failure(), none(NO_DATABASE));
+    let failure = raw.ask(&query_sql("SELECT 1")).await?.failure().context("it answers")?;
+    assert_eq!(failure, (10250, "not leader".to_owned()));
+    Ok(())
+}
+
+/// The older handshake differs in one answer only.
+#[tokio::test]
+async fn the_older_handshake_is_served() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let leader = cluster.wait_for_leader().await?;
+    let mut raw = Raw::dial(cluster.address(leader)).await?;
+    raw.send_bytes(&Handshake::Legacy.bytes()).await?;
+    raw.send(&[Request::Leader]).await?;
+    let frame = raw.frame().await?.context("an answer")?;
+    ensure!(frame.header.kind == 1 && frame.body.starts_with(cluster.address(leader).as_bytes()));
+    let open = Request::Open { name: "legacy".into(), flags: 0, vfs: "".into() };
+    ensure!(matches!(raw.ask(&open).await?, Said::Message(Response::Db { id: 0 })));
+    assert_eq!(raw.integer("SELECT 4").await?, 4);
+    Ok(())
+}
