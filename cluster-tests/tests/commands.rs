@@ -78,7 +78,7 @@ fn a_node_whose_address_is_taken() {
 fn a_new_directory_without_a_word_on_what_it_is_for() {
     refused(
         &["serve", "--address", "127.0.0.1:65001"],
-        "the data directory is new: say --bootstrap to found a cluster or --join ADDRESS to join \
-         one",
+        "the data directory is new: say --bootstrap to found a cluster, --join ADDRESS to join \
+         one, or --wait to be added to one",
     );
 }

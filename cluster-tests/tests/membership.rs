@@ -448,7 +448,8 @@ async fn members_that_have_moved_tell_the_others() -> Result<()> {
         listed(&cluster).await?;
         insert(&cluster.client()?, 1).await?;
     }
-    // All at once.
+    // All at once. (The first node is given no addresses: it told only those that it knew, where
+    // they had been, and stayed alone when another one led.)
     cluster.kill_all()?;
     for moved in 1..=3 {
         cluster.readdress(moved)?;

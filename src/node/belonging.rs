@@ -152,9 +152,11 @@ impl Belonging {
     /// Whom to ask, the best last.
     fn addresses(&self) -> Vec<String> {
         let leadership = self.member.leadership();
-        let leader = leadership.leader.map(|(_, address)| address);
+        // Those that have told that they moved are asked where they are now.
+        let now = |id, listed| self.network.address_of(id).unwrap_or(listed);
+        let leader = leadership.leader.map(|(id, listed)| now(id, listed));
         let members = leadership.members.into_iter().filter(|member| member.id != self.id);
-        let mut all: Vec<String> = members.map(|member| member.address).collect();
+        let mut all: Vec<String> = members.map(|member| now(member.id, member.address)).collect();
         all.extend(self.join.iter().cloned());
         all.extend(leader);
         all.retain(|address| *address != self.address);

@@ -123,6 +123,11 @@ impl Network {
         self.shared.known(target, listed).address.set(address);
     }
 
+    /// Where the member `target` is dialed.
+    pub fn address_of(&self, target: NodeId) -> Option<String> {
+        self.shared.peers.lock().get(&target).map(|known| known.address.get())
+    }
+
     /// The bytes that `target`'s disk could still take when it last acknowledged an append;
     /// `None` while it has acknowledged none.
     pub fn room_bytes(&self, target: NodeId) -> Option<u64> {
