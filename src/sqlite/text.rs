@@ -24,7 +24,8 @@ pub fn skip_blank(sql: &str) -> &str {
     }
 }
 
-/// Whether `sql` can only be one statement: nothing but blanks follows its first semicolon.
+/// Whether `sql` can only be one statement: nothing but blanks follows its first semicolon, which
+/// stands in no quotes and no comment.
 pub fn is_surely_single(sql: &str) -> bool {
     single_bytes(sql).is_some()
 }
@@ -33,8 +34,14 @@ pub fn is_surely_single(sql: &str) -> bool {
 pub fn single_bytes(sql: &str) -> Option<usize> {
     match sql.split_once(';') {
         None => Some(sql.len()),
-        Some((first, rest)) => is_blank(rest).then_some(first.len() + 1),
+        Some((first, rest)) => (is_blank(rest) && is_closed(first)).then_some(first.len() + 1),
     }
+}
+
+/// Whether neither quotes nor a comment are open at the end of `sql`; no where it is not plain.
+fn is_closed(sql: &str) -> bool {
+    let odd = ["\"", "`", "[", "--", "/*"].iter().any(|other| sql.contains(other));
+    !odd && sql.matches('\'').count() % 2 == 0
 }
 
 /// Whether `sql` may begin a statement that sets `changes()`: one that inserts, updates or deletes.
@@ -91,6 +98,12 @@ mod tests {
         assert!(!is_surely_single("SELECT ';'; SELECT 2"));
         assert_eq!(single_bytes("SELECT 1 ;; -- done"), Some(10));
         assert_eq!(single_bytes("SELECT 1 -- done"), Some(16));
+        assert_eq!(single_bytes("SELECT 'a';"), Some(11));
+        // It was cut in the middle of a text that looked like the end.
+        for sql in ["SELECT 'Stop; -- now'", "SELECT \"a; -- b\"", "SELECT 1 -- a;\n", "SELECT [;"]
+        {
+            assert_eq!(single_bytes(sql), None, "{sql}");
+        }
     }
 
     #[test]

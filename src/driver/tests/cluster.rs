@@ -11,7 +11,7 @@ use super::{client, options, until};
 use crate::driver::*;
 use crate::wire::StatusMember;
 use crate::wire::request::{HELLO_FOLLOWER_READS, kind};
-use crate::wire::{Request, code};
+use crate::wire::{EXTENSION_VERSION, Request, code};
 
 fn servers(members: &[(&str, Role)]) -> Vec<Server> {
     let server = |(id, (address, role)): (u64, &(&str, Role))| Server {
@@ -263,7 +263,7 @@ async fn reads_are_spread_over_the_members() {
     }
     assert_eq!((reads(&a), reads(&b), reads(&c)), (2, 2, 2));
     for fake in [&b, &c] {
-        let hello = Request::Hello { version: 1, flags: HELLO_FOLLOWER_READS };
+        let hello = Request::Hello { version: EXTENSION_VERSION, flags: HELLO_FOLLOWER_READS };
         assert!(fake.log().contains(&hello));
     }
     // Linearizable reads go to those who replicate, leases and writes to the leader alone.

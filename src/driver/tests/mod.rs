@@ -12,7 +12,7 @@ use super::*;
 use crate::base::Fate;
 use crate::params;
 use crate::wire::request::{HELLO_FOLLOWER_READS, kind};
-use crate::wire::{Response, code};
+use crate::wire::{EXTENSION_VERSION, Response, code};
 use fake::{Fake, Reply, counted};
 
 fn options() -> Options {
@@ -444,7 +444,9 @@ async fn read_levels_are_asked_for_where_they_are_known() {
     let db = member.database("db").read_level(ReadLevel::Local);
     db.max_staleness(Duration::from_millis(250)).query("SELECT 1", vec![]).await.unwrap();
     let log = fake.log();
-    assert!(log.contains(&Request::Hello { version: 1, flags: HELLO_FOLLOWER_READS }));
+    assert!(
+        log.contains(&Request::Hello { version: EXTENSION_VERSION, flags: HELLO_FOLLOWER_READS })
+    );
     assert!(log.contains(&Request::ReadLevel { level: 2, max_staleness_ms: 250 }));
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::response::Digest;
+use super::super::response::{Digest, Status, StatusMember};
 use super::super::*;
 use super::{encode_request, encode_response, encode_rows, frame, rows, unhex};
 
@@ -89,6 +89,9 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("> Digest", Request::Digest { database: name(), flags: 1 }),
         ("> Databases", Request::Databases),
         ("> Checkpoint", Request::Checkpoint { database: name() }),
+        ("> RequestId", Request::RequestId { database: 1, id: *b"sixteen bytes...", age_ms: 1500 }),
+        ("> Status", Request::Status),
+        ("> Outcome", Request::Outcome { database: 1, outcome: Bytes::from_static(b"order 7") }),
     ];
     all.extend(statements());
     all
@@ -108,6 +111,29 @@ fn table() -> Bytes {
     let names: Vec<Vec<u8>> = (b'a'..=b'h').map(|letter| vec![letter]).collect();
     let message = encode_rows(&names, &[values], End::Done);
     frame(&message).body
+}
+
+fn already_executed() -> Response {
+    let outcome = Bytes::from_static(b"order 7");
+    Response::AlreadyExecuted { last_insert_id: -2, rows_affected: 3, outcome }
+}
+
+fn status() -> Status {
+    let member = |id, address: &str, answered_ms, trouble: &str| {
+        let (address, trouble) = (address.into(), trouble.into());
+        StatusMember { id, address, role: 1, answered_ms, trouble }
+    };
+    Status {
+        node: 2,
+        term: 3,
+        leader: 4,
+        heard_ms: 5000,
+        members: vec![
+            member(2, "10.0.0.1:9001", 0, ""),
+            member(4, "10.0.0.2:9001", response::NEVER_MS, "does not answer"),
+        ],
+        why: "no leader".into(),
+    }
 }
 
 fn responses() -> Vec<(&'static str, Response, Dialect)> {
@@ -159,6 +185,8 @@ fn responses() -> Vec<(&'static str, Response, Dialect)> {
         ("< HelloOk", Response::HelloOk { version: 1, node: 2 }, now),
         ("< DigestOk", Response::DigestOk(digest), now),
         ("< DatabasesOk", Response::DatabasesOk { names: vec!["shop".into(), "a".into()] }, now),
+        ("< AlreadyExecuted", already_executed(), now),
+        ("< StatusOk", Response::StatusOk(status()), now),
     ]
 }
 
