@@ -459,15 +459,7 @@ impl Connection {
         if !self.link.stands() {
             return Err(rewound());
         }
-        if text::defines_reserved(sql) {
-            self.guard.note_denied("a definition with a name of the node's own");
-            return Err(SqlError::new(ffi::SQLITE_AUTH, "not authorized"));
-        }
-        // What the node prepares for itself is in the same cache, and was not judged.
-        let mut sql = sql;
-        while sql.trim_start().starts_with(once::MARK) {
-            sql = text::skip_blank(sql.trim_start());
-        }
+        let sql = if text::begins_as_read(sql) { sql } else { self.judge_text(sql)? };
         let mut statement = self.raw.prepare_cached(sql)?;
         let acts_when_prepared = self.guard.keeps_connection();
         let result = with(&mut statement);
@@ -475,6 +467,19 @@ impl Connection {
             statement.discard();
         }
         result
+    }
+
+    /// Refuses what is refused by its text alone; the text as it may be prepared.
+    fn judge_text<'a>(&self, mut sql: &'a str) -> Result<&'a str, SqlError> {
+        if text::defines_reserved(sql) {
+            self.guard.note_denied("a definition with a name of the node's own");
+            return Err(SqlError::new(ffi::SQLITE_AUTH, "not authorized"));
+        }
+        // What the node prepares for itself is in the same cache, and was not judged.
+        while sql.trim_start().starts_with(once::MARK) {
+            sql = text::skip_blank(sql.trim_start());
+        }
+        Ok(sql)
     }
 
     /// Whether nothing that this connection has seen was dropped by a rewind. When it fails the

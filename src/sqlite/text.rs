@@ -62,6 +62,12 @@ pub fn is_reserved(name: &str) -> bool {
     head.is_some_and(|head| head.eq_ignore_ascii_case(RESERVED_PREFIX.as_bytes()))
 }
 
+/// Whether `sql` begins, with its first letter, with SELECT: the statement of which there are most.
+#[inline]
+pub fn begins_as_read(sql: &str) -> bool {
+    sql.as_bytes().get(..6).is_some_and(|word| word.eq_ignore_ascii_case(b"SELECT"))
+}
+
 /// Whether `sql` begins with CREATE or ALTER and any name, or text, in it begins as the node's own
 /// do: it may make such a table, rename one to it, or hang a key or a trigger on it. A name can be
 /// quoted but not escaped, so that looking at the letters is enough.
