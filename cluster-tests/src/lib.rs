@@ -498,7 +498,8 @@ fn all_threads_stopped(pid: u32) -> Result<bool> {
     Ok(true)
 }
 
-fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
+/// Runs a `quire` command with these servers, and returns what it printed.
+pub fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program()?);
     let names = if arguments.first() == Some(&"cluster") { 2 } else { 1 };
     let (names, rest) = arguments.split_at_checked(names).context("no command")?;
