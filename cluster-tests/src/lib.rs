@@ -244,9 +244,15 @@ impl Cluster {
     }
 
     /// Waits until all nodes agree on a leader, all are members, and as many vote as can.
-    async fn wait_for_members(&self) -> Result<()> {
+    async fn wait_for_members(&mut self) -> Result<()> {
         let nodes = self.nodes.len();
         wait_for("all nodes to be members, and voters", async || {
+            for id in 1..=nodes {
+                let child = self.node_mut(id).child.as_mut();
+                if let Some(status) = child.map(Child::try_wait).transpose()?.flatten() {
+                    bail!("node {id} has ended ({status}): {}", self.log(id));
+                }
+            }
             let members = self.members().await;
             let voters = members.iter().filter(|member| member.role == Some(0)).count();
             Ok((members.len() == nodes && voters == odd(nodes)).then_some(()))
@@ -492,7 +498,8 @@ fn all_threads_stopped(pid: u32) -> Result<bool> {
     Ok(true)
 }
 
-fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
+/// Runs a `quire` command with these servers, and returns what it printed.
+pub fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program()?);
     let names = if arguments.first() == Some(&"cluster") { 2 } else { 1 };
     let (names, rest) = arguments.split_at_checked(names).context("no command")?;

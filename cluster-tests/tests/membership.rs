@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::raw::{Raw, Said};
-use cluster_tests::{Cluster, Options, leader_known_to, wait_for};
-use quire::driver::{Client, DriverError, ReadLevel, Role, Rows, Value};
+use cluster_tests::{Cluster, Options, leader_known_to, quire_on, wait_for};
+use quire::driver::{
+    self, Client, DriverError, MemoryStore, ReadLevel, Role, Rows, Server, ServerStore,
+    Transaction, Value, YamlStore,
+};
 use quire::wire::{Request, Response};
+use tokio::task::JoinSet;
 
 /// Roles are kept, and quickly: a member that is away for two seconds is replaced.
 fn automatic(nodes: usize) -> Options {
@@ -469,98 +473,155 @@ async fn members_that_have_moved_tell_the_others() -> Result<()> {
 
 // ---- replacing all of them
 
-/// Clients that write until they are told to stop; what each was told.
+/// Clients that write until they are told to stop: each row under a request id, so that no error at
+/// all may reach them.
 struct Load {
     stop: Arc<AtomicBool>,
-    writers: Vec<tokio::task::JoinHandle<Result<Ledger>>>,
-}
-
-#[derive(Default)]
-struct Ledger {
-    acknowledged: BTreeSet<i64>,
-    unknown: BTreeSet<i64>,
+    written: Arc<AtomicUsize>,
+    writers: JoinSet<Result<Vec<i64>>>,
 }
 
 impl Load {
-    fn start(client: &Client, writers: i64) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
-        let write = |writer: i64| {
-            let (client, stop) = (client.clone(), stop.clone());
-            tokio::spawn(async move {
-                let mut ledger = Ledger::default();
+    fn new() -> Load {
+        let (stop, written) = (Arc::default(), Arc::default());
+        Load { stop, written, writers: JoinSet::new() }
+    }
+
+    /// Starts writers of a client; every other one writes in transactions.
+    fn start(&mut self, client: &Client, writers: std::ops::Range<i64>) {
+        for writer in writers {
+            let (stop, written) = (self.stop.clone(), self.written.clone());
+            let client = client.clone();
+            self.writers.spawn(async move {
+                let mut acknowledged = Vec::new();
                 for row in 0.. {
                     if stop.load(Ordering::Acquire) {
                         break;
                     }
                     let value = writer * 1_000_000 + row;
-                    let told = client
-                        .database("d")
-                        .execute("INSERT INTO t VALUES(?)", vec![Value::from(value)])
-                        .await;
-                    match told {
-                        Ok(_) => ledger.acknowledged.insert(value),
-                        Err(DriverError::OutcomeUnknown { .. }) => ledger.unknown.insert(value),
-                        Err(error) => return Err(error.into()),
-                    };
+                    let told = write_once(&client, value, writer % 2 == 1).await;
+                    told.with_context(|| format!("row {row} of writer {writer}"))?;
+                    acknowledged.push(value);
+                    written.fetch_add(1, Ordering::Release);
                 }
-                Ok(ledger)
-            })
-        };
-        Load { writers: (0..writers).map(write).collect(), stop }
+                Ok(acknowledged)
+            });
+        }
     }
 
-    async fn finish(self) -> Result<Ledger> {
+    /// Waits until so many more rows were written, or a writer was told of an error.
+    async fn goes_on(&mut self, rows: usize) -> Result<()> {
+        let before = self.written.load(Ordering::Acquire);
+        wait_for("rows to be written", async || {
+            if let Some(ended) = self.writers.try_join_next() {
+                ended??;
+                anyhow::bail!("a writer has ended");
+            }
+            Ok((self.written.load(Ordering::Acquire) >= before + rows).then_some(()))
+        })
+        .await
+    }
+
+    /// All rows that were acknowledged.
+    async fn finish(mut self) -> Result<BTreeSet<i64>> {
         self.stop.store(true, Ordering::Release);
-        let mut all = Ledger::default();
-        for writer in self.writers {
-            let ledger = writer.await??;
-            all.acknowledged.extend(ledger.acknowledged);
-            all.unknown.extend(ledger.unknown);
+        let mut all = BTreeSet::new();
+        while let Some(writer) = self.writers.join_next().await {
+            all.extend(writer??);
         }
         Ok(all)
     }
 }
 
+async fn write_once(client: &Client, value: i64, transaction: bool) -> Result<(), DriverError> {
+    const INSERT: &str = "INSERT INTO t VALUES(?)";
+    let (database, id) = (client.database("d"), client.request_id());
+    if !transaction {
+        database.execute_once(&id, INSERT, vec![Value::from(value)]).await?;
+        return Ok(());
+    }
+    let work = |mut transaction: Transaction| async move {
+        transaction.execute(INSERT, vec![Value::from(value)]).await?;
+        Ok::<_, DriverError>(Vec::new())
+    };
+    database.transaction_once(&id, work).await.map(drop)
+}
+
+/// Replaces a member by a new one: the new one votes, then the old one is removed and stopped.
+async fn replace(cluster: &mut Cluster, old: usize, new: usize) -> Result<()> {
+    cluster.restart(new)?;
+    let admin = cluster.client()?;
+    wait_for("the new member to vote", async || {
+        match admin.assign(id(new), Role::Voter).await {
+            Ok(()) => Ok(Some(())),
+            // Not listed yet, or another change is on its way, or the keeper was quicker.
+            Err(DriverError::Sqlite { code: 1 | 5, .. }) => {
+                let members = admin.cluster().await?;
+                let votes = members.iter().any(|m| m.id == id(new) && m.role == Some(0));
+                Ok(votes.then_some(()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await?;
+    wait_for("the old member to be removed", async || match admin.remove(id(old)).await {
+        Ok(()) => Ok(Some(())),
+        Err(DriverError::Sqlite { code: 5, .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    })
+    .await?;
+    cluster.stop(old)?;
+    Ok(())
+}
+
+/// The clients know old addresses only: one keeps what it learns in memory, one in a file, from
+/// which another begins when no old member is left.
 #[tokio::test]
 async fn all_three_members_are_replaced_one_by_one_under_load() -> Result<()> {
     let mut cluster = Cluster::start_with(automatic(3)).await?;
     create(&cluster.client()?).await?;
+    let old: Vec<Server> = cluster.addresses().into_iter().map(Server::at).collect();
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("cluster.yaml");
+    let yaml = || Arc::new(YamlStore::new(&file));
+    yaml().set(old[..1].to_vec()).await?;
+    let memory = Arc::new(MemoryStore::new(old));
+    let in_memory = Client::with_store(memory.clone(), driver::Options::default());
+    let in_file = Client::with_store(yaml(), driver::Options::default());
     let news = [cluster.prepare()?, cluster.prepare()?, cluster.prepare()?];
-    let load = Load::start(&cluster.client()?, 8);
+    let mut load = Load::new();
+    load.start(&in_memory, 0..4);
+    load.start(&in_file, 4..8);
     for (old, new) in (1..=3).zip(news) {
-        cluster.restart(new)?;
-        let admin = cluster.client()?;
-        wait_for("the new member to vote", async || {
-            match admin.assign(id(new), Role::Voter).await {
-                Ok(()) => Ok(Some(())),
-                // Not listed yet, or another change is on its way, or the keeper was quicker.
-                Err(DriverError::Sqlite { code: 1 | 5, .. }) => {
-                    let members = admin.cluster().await?;
-                    let votes = members.iter().any(|m| m.id == id(new) && m.role == Some(0));
-                    Ok(votes.then_some(()))
-                }
-                Err(error) => Err(error.into()),
-            }
-        })
-        .await?;
-        wait_for("the old member to be removed", async || match admin.remove(id(old)).await {
-            Ok(()) => Ok(Some(())),
-            Err(DriverError::Sqlite { code: 5, .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        })
-        .await?;
-        cluster.stop(old)?;
+        load.goes_on(20).await?;
+        replace(&mut cluster, old, new).await?;
     }
     cluster.wait_for_roles("   VVV").await?;
+    load.goes_on(20).await?;
     let told = load.finish().await?;
-    let client = cluster.client()?;
-    let rows = integers(&client.database("d").query("SELECT a FROM t", vec![]).await?);
-    let kept: BTreeSet<i64> = rows.iter().copied().collect();
-    assert_eq!(kept.len(), rows.len(), "a row was written twice");
-    let lost: Vec<_> = told.acknowledged.difference(&kept).collect();
-    ensure!(lost.is_empty(), "acknowledged and lost: {lost:?}");
-    let known: BTreeSet<i64> = told.acknowledged.union(&told.unknown).copied().collect();
-    ensure!(kept.is_subset(&known), "rows that nobody wrote");
-    println!("{} acknowledged, {} unknown", told.acknowledged.len(), told.unknown.len());
-    Ok(())
+    let new: BTreeSet<String> = news.map(|id| cluster.address(id).to_owned()).into();
+    let stores = [(memory as Arc<dyn ServerStore>, &in_memory), (yaml(), &in_file)];
+    for (store, client) in stores {
+        wait_for("the new addresses to be kept", async || {
+            // A client asks for the members now and then, when it is used.
+            client.database("d").query("SELECT 1", vec![]).await?;
+            let kept = store.get().await?.into_iter().map(|server| server.address);
+            Ok((kept.collect::<BTreeSet<_>>() == new).then_some(()))
+        })
+        .await?;
+    }
+    let afresh = Client::with_store(yaml(), driver::Options::default());
+    for client in [&in_memory, &in_file, &afresh] {
+        let rows = integers(&client.database("d").query("SELECT a FROM t", vec![]).await?);
+        assert_eq!(rows.len(), told.len(), "rows written twice, or not");
+        assert!(rows.into_iter().collect::<BTreeSet<_>>() == told, "other rows");
+    }
+    let retries = [&in_memory, &in_file].map(|client| client.metrics().retries);
+    println!("{} rows, {retries:?} retries", told.len());
+    let servers = Vec::from_iter(new).join(",");
+    wait_for("all members to have the same", async || {
+        let digest = quire_on(&servers, &["digest", "d", "--deep"])?;
+        Ok(digest.status.success().then_some(()))
+    })
+    .await
 }
