@@ -133,6 +133,18 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// The same; once all nodes vote, they change their roles on request only.
+    pub async fn start_by_hand(nodes: usize) -> Result<Cluster> {
+        let mut cluster = Cluster::start(nodes).await?;
+        cluster.set("roles.automatic", "false");
+        for id in 1..=nodes {
+            cluster.stop(id)?;
+            cluster.restart(id)?;
+            cluster.wait_for_leader().await?;
+        }
+        Ok(cluster)
+    }
+
     /// Starts the processes and does not wait for anything.
     pub fn launch(options: Options) -> Result<Cluster> {
         let dir = tempfile::tempdir()?;

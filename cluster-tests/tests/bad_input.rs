@@ -88,6 +88,8 @@ async fn a_frame_that_is_malformed_closes_its_connection_and_is_logged_once() ->
         ("type codes cut short", frame(4, 8, 0, &few_codes), "the body ends within"),
         ("type codes cut short in V1", frame(4, 8, 1, &many_codes), "the body ends within"),
         ("half a field", frame(1, 11, 0, &[0; 8]), "the body ends within"),
+        ("an id and no address", frame(1, 12, 0, &[9; 8]), "the body ends within"),
+        ("address without NUL", frame(2, 12, 0, &no_nul), "the body ends within"),
     ] {
         let log = LogFrom::now(&cluster, leader);
         let mut raw = Raw::connect(cluster.address(leader)).await?;
@@ -122,6 +124,12 @@ async fn a_request_that_is_not_known_fails_and_its_connection_goes_on() -> Resul
         let failure = raw.answer().await?.failure();
         assert_eq!(failure, Some((code, text.to_owned())), "{:?}", &bytes[..8]);
     }
+    // Those that look after members have one layout.
+    for kind in 12..=19 {
+        raw.send_bytes(&frame(3, kind, 1, &[9; 24])).await?;
+        let failure = raw.answer().await?.failure();
+        assert_eq!(failure, Some((1005, "unrecognized schema version".to_owned())), "{kind}");
+    }
     // A parameter of a type that is none, or that only rows have.
     for kind in [0, 6, 9, 12, 255] {
         let body = [&sql[..], &[1, kind, 0, 0, 0, 0, 0, 0], &[0; 8]].concat();
@@ -132,6 +140,26 @@ async fn a_request_that_is_not_known_fails_and_its_connection_goes_on() -> Resul
         }
     }
     assert_eq!(raw.integer("SELECT 42").await?, 42);
+    Ok(())
+}
+
+/// A name of 70,000 bytes was looked up, and came back whole in the answer; one of 64 MiB would not
+/// have fitted into any.
+#[tokio::test]
+async fn addresses_that_are_no_texts_or_endless_are_refused_in_a_sentence() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let leader = cluster.wait_for_leader().await?;
+    let mut raw = Raw::connect(cluster.address(leader)).await?;
+    for (address, why) in [
+        (b"\xFF:9001".to_vec(), "the address is not UTF-8"),
+        ([&b"h".repeat(70_000)[..], b":9001"].concat(), "this one has 70005"),
+        (b"/".repeat(70_000), "this one has 70000"),
+    ] {
+        let request = Request::Add { id: 9, address: address.into() };
+        let (code, text) = raw.ask(&request).await?.failure().context("it was added")?;
+        ensure!(code == 1 && text.contains(why) && text.len() < 200, "{why}: {code} {text:.200}");
+    }
+    assert_eq!(cluster.members().await.len(), 3);
     Ok(())
 }
 

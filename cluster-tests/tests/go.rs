@@ -122,3 +122,10 @@ async fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() -> Resul
     let dir = tempfile::tempdir()?;
     run(&mut cluster, dir.path(), &["failover"]).await
 }
+
+#[tokio::test]
+async fn members_tell_what_they_are_and_change_and_leadership_moves() -> Result<()> {
+    let mut cluster = Cluster::start_by_hand(3).await?;
+    let dir = tempfile::tempdir()?;
+    run(&mut cluster, dir.path(), &["metadata", "transfer", "members"]).await
+}

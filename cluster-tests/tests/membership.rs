@@ -19,18 +19,6 @@ fn automatic(nodes: usize) -> Options {
     Options::new(nodes).set("roles.offline_after", "2s")
 }
 
-/// Roles change on request only, once all nodes are voters.
-async fn by_hand(nodes: usize) -> Result<Cluster> {
-    let mut cluster = Cluster::start(nodes).await?;
-    cluster.set("roles.automatic", "false");
-    for id in 1..=nodes {
-        cluster.stop(id)?;
-        cluster.restart(id)?;
-        cluster.wait_for_leader().await?;
-    }
-    Ok(cluster)
-}
-
 /// The integers of the first column.
 fn integers(rows: &Rows) -> Vec<i64> {
     let integer = |row: &Vec<Value>| match row.first() {
@@ -128,7 +116,7 @@ fn add(id: u64, address: &str) -> Request {
 
 #[tokio::test]
 async fn requests_that_cannot_be_meant_change_nothing() -> Result<()> {
-    let cluster = by_hand(3).await?;
+    let cluster = Cluster::start_by_hand(3).await?;
     let leader = cluster.wait_for_leader().await?;
     let follower = cluster.running().into_iter().find(|of| *of != leader).context("a follower")?;
     let before = cluster.members().await;
@@ -185,7 +173,7 @@ async fn requests_that_cannot_be_meant_change_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn members_are_added_and_given_roles_and_removed() -> Result<()> {
-    let mut cluster = by_hand(3).await?;
+    let mut cluster = Cluster::start_by_hand(3).await?;
     let new = cluster.prepare()?;
     let address = cluster.address(new).to_owned();
     let leader = cluster.wait_for_leader().await?;
@@ -287,7 +275,7 @@ async fn the_commands_do_the_same() -> Result<()> {
 
 #[tokio::test]
 async fn both_name_the_new_leader_when_a_transfer_is_answered() -> Result<()> {
-    let cluster = by_hand(3).await?;
+    let cluster = Cluster::start_by_hand(3).await?;
     for round in 0..6 {
         let leader = cluster.wait_for_leader().await?;
         let to = cluster.running().into_iter().find(|of| *of != leader).context("a voter")?;
@@ -308,7 +296,7 @@ async fn both_name_the_new_leader_when_a_transfer_is_answered() -> Result<()> {
 
 #[tokio::test]
 async fn a_leader_is_removed_and_the_last_voter_is_not() -> Result<()> {
-    let mut cluster = by_hand(3).await?;
+    let mut cluster = Cluster::start_by_hand(3).await?;
     create(&cluster.client()?).await?;
     for (value, left) in [(1, 2), (2, 1)] {
         let leader = cluster.wait_for_leader().await?;

@@ -7,7 +7,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::{Options, PATIENCE, Shared};
+use cluster_tests::{Cluster, Options, PATIENCE, Shared};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -43,7 +43,10 @@ fn python() -> Option<String> {
 
 async fn run(scenario: &str) -> Result<()> {
     let Some(python) = python() else { return Ok(()) };
-    let cluster = CLUSTER.get().await?;
+    run_on(&*CLUSTER.get().await?, &python, scenario).await
+}
+
+async fn run_on(cluster: &Cluster, python: &str, scenario: &str) -> Result<()> {
     let leader = cluster.wait_for_leader().await?;
     let mut addresses = cluster.addresses();
     addresses.swap(0, leader - 1);
@@ -66,6 +69,13 @@ async fn run(scenario: &str) -> Result<()> {
 #[tokio::test]
 async fn the_asyncio_client() -> Result<()> {
     run("asyncio").await
+}
+
+/// It changes the cluster, and has one of its own.
+#[tokio::test]
+async fn its_administration_of_members() -> Result<()> {
+    let Some(python) = python() else { return Ok(()) };
+    run_on(&Cluster::start_by_hand(3).await?, &python, "members").await
 }
 
 #[tokio::test]

@@ -233,6 +233,67 @@ async fn statements_are_gone_when_leadership_was_lost() -> Result<()> {
     Ok(())
 }
 
+/// A client whose node lost the leadership and won it again on the same connection begins anew: no
+/// database is open, and what it prepares is numbered from 0.
+#[tokio::test]
+async fn leadership_that_comes_back_finds_an_empty_connection() -> Result<()> {
+    let cluster = Cluster::start(3).await?;
+    let leader = cluster.wait_for_leader().await?;
+    let other = cluster.running().into_iter().find(|id| *id != leader).context("a follower")?;
+    let mut raw = cluster.raw("regained").await?;
+    raw.run("CREATE TABLE t(a)").await?;
+    for expected in 0..2 {
+        assert_eq!(prepared(&mut raw, "INSERT INTO t VALUES(1)").await?, expected);
+    }
+    raw.run("BEGIN").await?;
+    raw.run("INSERT INTO t VALUES(2)").await?;
+    for (at, to) in [(leader, other), (other, leader)] {
+        cluster_tests::wait_for("the leadership to move", async || {
+            let request = Request::Transfer { id: u64::try_from(to)? };
+            let said = Raw::connect(cluster.address(at)).await?.ask(&request).await?;
+            Ok((said == Said::Message(Response::Empty)).then_some(()))
+        })
+        .await?;
+    }
+    for request in [exec(0), query(1), finalize(0), exec_sql("COMMIT"), prepare("SELECT 1", false)]
+    {
+        assert_eq!(raw.ask(&request).await?.failure(), none(NO_DATABASE), "{request:?}");
+    }
+    let open = Request::Open { name: "regained".into(), flags: 0, vfs: "".into() };
+    assert_eq!(raw.ask(&open).await?, Said::Message(Response::Db { id: 0 }));
+    assert_eq!(raw.ask(&exec(0)).await?.failure(), none(NO_STATEMENT));
+    assert_eq!(prepared(&mut raw, "SELECT count(*) FROM t").await?, 0);
+    assert_eq!(raw.ask(&query(0)).await?.integer(), Some(0), "the transaction was rolled back");
+    raw.run("INSERT INTO t VALUES(3)").await?;
+    Ok(())
+}
+
+/// Neither changes anything when the number is none that is known, on whatever node; and a weight
+/// is any number.
+#[tokio::test]
+async fn formats_that_are_not_known_are_refused_everywhere() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    for id in cluster.running() {
+        let mut raw = Raw::connect(cluster.address(id)).await?;
+        for format in [2, u64::MAX] {
+            let failure = raw.ask(&Request::Cluster { format }).await?.failure();
+            assert_eq!(failure, Some((1005, "unrecognized cluster format".to_owned())));
+            let failure = raw.ask(&Request::Describe { format }).await?.failure();
+            assert_eq!(failure, Some((15, "bad format version".to_owned())));
+        }
+        for weight in [u64::MAX, 0] {
+            assert_eq!(raw.ask(&Request::Weight { weight }).await?, Said::Message(Response::Empty));
+            let Said::Message(Response::Metadata { weight: kept, .. }) =
+                raw.ask(&Request::Describe { format: 0 }).await?
+            else {
+                anyhow::bail!("no metadata")
+            };
+            assert_eq!(kept, weight);
+        }
+    }
+    Ok(())
+}
+
 /// The older handshake differs in one answer only.
 #[tokio::test]
 async fn the_older_handshake_is_served() -> Result<()> {

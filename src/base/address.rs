@@ -7,8 +7,17 @@ use std::net::IpAddr;
 /// The longest path of a Unix socket (`sun_path` less the NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// The longest address: a host name of the greatest length (255), a colon, a port.
+const ADDRESS_BYTES_MAX: usize = 261;
+
 /// Checks that others can be told `address`; else what is wrong with it, and the mend.
 pub fn check(address: &str) -> Result<(), String> {
+    if address.len() > ADDRESS_BYTES_MAX {
+        let bytes = address.len();
+        return Err(format!(
+            "an address has at most {ADDRESS_BYTES_MAX} bytes, this one has {bytes}"
+        ));
+    }
     let unclear = |why: &str| {
         Err(format!("\"{address}\" {why}: write host:port, the path of a Unix socket, or @name"))
     };

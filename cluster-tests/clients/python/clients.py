@@ -13,6 +13,7 @@ import traceback
 
 import dqliteclient
 import dqlitedbapi
+from dqlitewire import NodeRole
 from sqlalchemy import (
     Boolean,
     DateTime,
@@ -102,6 +103,63 @@ async def writers() -> None:
             assert await conn.fetchval("SELECT n FROM counter") == 160
     finally:
         await pool.close()
+
+
+async def members() -> None:
+    """What a program that looks after a cluster does: it asks, weighs, moves, adds and removes."""
+    cluster = dqliteclient.ClusterClient(dqliteclient.MemoryNodeStore(ADDRESSES), timeout=20.0)
+    nodes = await cluster.cluster_info()
+    assert len(nodes) == 3 and {node.role for node in nodes} == {NodeRole.VOTER}, nodes
+    for node in nodes:
+        await cluster.set_weight(node.node_id + 10, address=node.address)
+        meta = await cluster.describe(address=node.address)
+        assert (meta.failure_domain, meta.weight) == (0, node.node_id + 10), meta
+
+    before = await cluster.leader_info()
+    assert before is not None
+    target = next(node for node in nodes if node.node_id != before.node_id)
+    conn = await cluster.connect("members")
+    await conn.execute("CREATE TABLE moved(n)")
+    try:
+        async with conn.transaction():
+            await conn.execute("INSERT INTO moved VALUES(1)")
+            await cluster.transfer_leadership(target.node_id)
+            await conn.execute("INSERT INTO moved VALUES(2)")
+        raise AssertionError("the transaction went on")
+    except dqliteclient.OperationalError as error:
+        assert "not leader" in str(error), error
+    await conn.close()
+    after = await cluster.leader_info()
+    assert after is not None and after.node_id == target.node_id, after
+    async with await cluster.connect("members") as conn:
+        assert await conn.fetchval("SELECT count(*) FROM moved") == 0
+
+    async def role(node_id: int) -> NodeRole | None:
+        roles = {node.node_id: node.role for node in await cluster.cluster_info()}
+        return roles.get(node_id)
+
+    other = next(n for n in nodes if n.node_id not in (before.node_id, target.node_id))
+    for wanted in (NodeRole.STANDBY, NodeRole.SPARE, NodeRole.VOTER):
+        await cluster.assign_role(other.node_id, wanted)
+        assert await role(other.node_id) == wanted
+    await cluster.add_node(9, "127.0.0.1:1")
+    assert await role(9) == NodeRole.SPARE
+    await cluster.remove_node(9)
+    assert await role(9) is None
+    for refused in (
+        cluster.add_node(other.node_id, "127.0.0.1:1"),
+        cluster.add_node(9, other.address),
+        cluster.remove_node(77),
+        cluster.assign_role(77, NodeRole.SPARE),
+        cluster.transfer_leadership(77),
+    ):
+        try:
+            await refused
+            raise AssertionError("it was not refused")
+        except dqliteclient.OperationalError as error:
+            assert error.code == 1, error
+    await cluster.remove_node(other.node_id)
+    assert await role(other.node_id) is None
 
 
 # ---- the DB-API
@@ -238,6 +296,7 @@ def reflection(engine) -> None:
 
 SCENARIOS = {
     "asyncio": lambda: asyncio.run(asyncio_client()),
+    "members": lambda: asyncio.run(members()),
     "dbapi": dbapi,
     "orm": orm,
 }
