@@ -263,7 +263,8 @@ async fn reads_are_spread_over_the_members() {
     }
     assert_eq!((reads(&a), reads(&b), reads(&c)), (2, 2, 2));
     for fake in [&b, &c] {
-        let hello = Request::Hello { version: 1, flags: HELLO_FOLLOWER_READS };
+        let hello =
+            Request::Hello { version: crate::wire::EXTENSION_VERSION, flags: HELLO_FOLLOWER_READS };
         assert!(fake.log().contains(&hello));
     }
     // Linearizable reads go to those who replicate, leases and writes to the leader alone.

@@ -4,6 +4,7 @@
 mod calls;
 mod cluster;
 mod fake;
+mod once;
 mod transactions;
 
 use std::time::{Duration, Instant};
@@ -444,7 +445,10 @@ async fn read_levels_are_asked_for_where_they_are_known() {
     let db = member.database("db").read_level(ReadLevel::Local);
     db.max_staleness(Duration::from_millis(250)).query("SELECT 1", vec![]).await.unwrap();
     let log = fake.log();
-    assert!(log.contains(&Request::Hello { version: 1, flags: HELLO_FOLLOWER_READS }));
+    assert!(log.contains(&Request::Hello {
+        version: crate::wire::EXTENSION_VERSION,
+        flags: HELLO_FOLLOWER_READS
+    }));
     assert!(log.contains(&Request::ReadLevel { level: 2, max_staleness_ms: 250 }));
 }
 
