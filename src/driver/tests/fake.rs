@@ -49,7 +49,8 @@ struct Shared {
     open: AtomicUsize,
     /// Dropping it closes all connections.
     cut: Mutex<Option<tokio::sync::broadcast::Sender<()>>>,
-    extension: Mutex<bool>,
+    /// The version of our own requests that it knows, if any.
+    extension: Mutex<Option<u64>>,
 }
 
 impl Fake {
@@ -108,9 +109,14 @@ impl Fake {
         *self.shared.status.lock() = Some(status);
     }
 
-    /// Knows our own requests from now on.
+    /// Knows the first of our own requests from now on.
     pub fn extend(&self) {
-        *self.shared.extension.lock() = true;
+        self.extend_to(1);
+    }
+
+    /// Knows our own requests of this version from now on.
+    pub fn extend_to(&self, version: u64) {
+        *self.shared.extension.lock() = Some(version);
     }
 
     /// Answers the next request of this type so, once.
@@ -248,10 +254,10 @@ fn usual(shared: &Shared, request: &Request, statements: &mut u32) -> Reply {
             Some(status) => Response::StatusOk(status),
             None => Response::failure(code::PARSE, code::UNKNOWN_REQUEST),
         },
-        Request::Hello { .. } if *shared.extension.lock() => {
-            Response::HelloOk { version: 1, node: 3 }
-        }
-        Request::Hello { .. } => Response::failure(code::PARSE, code::UNKNOWN_REQUEST),
+        Request::Hello { .. } => match *shared.extension.lock() {
+            Some(version) => Response::HelloOk { version, node: 3 },
+            None => Response::failure(code::PARSE, code::UNKNOWN_REQUEST),
+        },
         _ => Response::Empty,
     })
 }

@@ -4,6 +4,7 @@
 mod calls;
 mod cluster;
 mod fake;
+mod once;
 mod transactions;
 
 use std::time::{Duration, Instant};

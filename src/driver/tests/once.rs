@@ -1,0 +1,105 @@
+//! What goes with a request id: repeated whatever happened to it, never sent to a server that does
+//! not know ids, and told of what was done before.
+
+use super::*;
+use crate::wire::{EXTENSION_VERSION_ONCE, Request};
+
+const INSERT: &str = "INSERT INTO t VALUES(1)";
+
+async fn knowing() -> Fake {
+    let fake = Fake::tcp().await;
+    fake.extend_to(EXTENSION_VERSION_ONCE);
+    fake
+}
+
+/// The ids that a server was sent.
+fn ids(fake: &Fake) -> Vec<[u8; 16]> {
+    let id = |request: Request| match request {
+        Request::RequestId { id, .. } => Some(id),
+        _ => None,
+    };
+    fake.log().into_iter().filter_map(id).collect()
+}
+
+#[tokio::test]
+async fn a_write_with_an_id_is_repeated_whatever_happened_to_it() {
+    let lost = Response::failure(code::LEADERSHIP_LOST, code::LEADERSHIP_LOST_TEXT);
+    let not_leader = Response::failure(code::NOT_LEADER, code::NOT_LEADER_TEXT);
+    for reply in [Reply::Close, Reply::One(lost), Reply::One(not_leader)] {
+        let fake = knowing().await;
+        let client = client(&[&fake]);
+        let id = client.request_id();
+        fake.next(kind::EXEC_SQL, reply.clone());
+        let told = client.database("db").execute_once(&id, INSERT, vec![]).await;
+        assert!(told.is_ok(), "{reply:?}: {told:?}");
+        assert_eq!(fake.sql(), [INSERT, INSERT], "{reply:?}");
+        assert_eq!(ids(&fake), [id.bytes(), id.bytes()], "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn old_servers_are_sent_nothing_that_has_an_id() {
+    for version in [None, Some(EXTENSION_VERSION_ONCE - 1)] {
+        let fake = Fake::tcp().await;
+        if let Some(version) = version {
+            fake.extend_to(version);
+        }
+        let client = client(&[&fake]);
+        let (db, id) = (client.database("db"), client.request_id());
+        let told = db.execute_once(&id, INSERT, vec![]).await.map(drop);
+        let begun = db.begin_once(&id, Begin::Immediate).await.map(drop);
+        for refused in [told, begun] {
+            let Err(DriverError::Invalid(text)) = refused else { panic!("{refused:?}") };
+            assert!(text.contains("does not know request ids; nothing was sent"), "{text}");
+        }
+        assert!(fake.sql().is_empty() && ids(&fake).is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_with_an_id_by_hand() {
+    let fake = knowing().await;
+    let client = client(&[&fake]);
+    let (db, id) = (client.database("db"), client.request_id());
+    let BeginOnce::Begun(mut tx) = db.begin_once(&id, Begin::Immediate).await.unwrap() else {
+        panic!("it was not committed before");
+    };
+    tx.execute(INSERT, vec![]).await.unwrap();
+    tx.commit_with(b"told").await.unwrap();
+    assert_eq!(fake.sql(), ["BEGIN IMMEDIATE", INSERT, "COMMIT"]);
+    let outcome = |request: &Request| matches!(request, Request::Outcome { outcome, .. } if outcome[..] == *b"told");
+    assert_eq!(fake.log().iter().filter(|request| outcome(request)).count(), 1);
+    // A repeat is told so, and nothing has begun.
+    let outcome = b"told".to_vec().into();
+    let before = Response::AlreadyExecuted { last_insert_id: 1, rows_affected: 1, outcome };
+    fake.next(kind::EXEC_SQL, Reply::One(before));
+    let begun = db.begin_once(&id, Begin::Immediate).await.unwrap();
+    assert!(matches!(begun, BeginOnce::Before(told) if told == b"told"));
+    assert_eq!(ids(&fake), [id.bytes(), id.bytes()]);
+    assert_eq!(fake.sql().len(), 4);
+}
+
+/// The closure's COMMIT has no answer: the repeat begins, and is told that it was executed.
+#[tokio::test]
+async fn a_closure_whose_commit_was_executed_is_not_run_again() {
+    let fake = knowing().await;
+    let client = client(&[&fake]);
+    let ok = || Reply::One(Response::Result { last_insert_id: 0, rows_affected: 0 });
+    let outcome = b"told".to_vec().into();
+    let before = Response::AlreadyExecuted { last_insert_id: 1, rows_affected: 1, outcome };
+    for reply in [ok(), ok(), Reply::Close, Reply::One(before)] {
+        fake.next(kind::EXEC_SQL, reply);
+    }
+    let (db, id) = (client.database("db"), client.request_id());
+    let mut runs = 0;
+    let told = db.transaction_once(&id, |mut tx| {
+        runs += 1;
+        async move {
+            tx.execute(INSERT, vec![]).await?;
+            Ok::<_, DriverError>(b"told".to_vec())
+        }
+    });
+    assert_eq!(told.await.as_deref(), Ok(&b"told"[..]));
+    assert_eq!(runs, 1);
+    assert_eq!(fake.sql(), ["BEGIN IMMEDIATE", INSERT, "COMMIT", "BEGIN IMMEDIATE"]);
+}
