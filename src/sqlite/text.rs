@@ -41,7 +41,7 @@ pub fn single_bytes(sql: &str) -> Option<usize> {
 /// Whether neither quotes nor a comment are open at the end of `sql`; no where it is not plain.
 fn is_closed(sql: &str) -> bool {
     let odd = ["\"", "`", "[", "--", "/*"].iter().any(|other| sql.contains(other));
-    !odd && sql.matches('\'').count() % 2 == 0
+    !odd && sql.matches('\'').count().is_multiple_of(2)
 }
 
 /// Whether `sql` may begin a statement that sets `changes()`: one that inserts, updates or deletes.
