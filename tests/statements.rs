@@ -311,3 +311,29 @@ fn a_script_is_cut_into_statements_without_reading_it_over_and_over() {
     assert_eq!(writer.first_statement_bytes(&big), "SELECT 1;".len());
     assert_eq!(writer.first_statement_bytes("SELEC 1; SELECT 2"), "SELEC 1; SELECT 2".len());
 }
+
+/// A quick UPDATE had committed, and then SQLite asked once more whether it was to stop: its budget
+/// was used up by its last steps. It was called given up, "and nothing has happened", and was run a
+/// second time.
+#[test]
+fn a_statement_that_has_committed_is_not_given_up() {
+    let replicas = Replicas::new();
+    let writer = replicas.writer();
+    run(&writer, "CREATE TABLE t(a)");
+    run(&writer, &format!("{} INSERT INTO t SELECT i FROM c", common::numbers(600)));
+    let (mut given_up, mut done) = (0, 0);
+    for _ in 600..1200 {
+        run(&writer, "INSERT INTO t VALUES(0)");
+        for _ in 0..60 {
+            writer.take_published();
+            let before = replicas.leader.store.head().version;
+            let (none, mut rows) = (Cancel::default(), common::Collected::default());
+            let update = "UPDATE t SET a = a + 1";
+            let ran = writer.run_quickly(update, &[], Surplus::Refused, &none, &mut rows);
+            let committed = replicas.leader.store.head().version > before;
+            assert_eq!(committed, ran.as_ref().is_some_and(Result::is_ok), "{ran:?}");
+            (given_up, done) = (given_up + u32::from(ran.is_none()), done + u32::from(committed));
+        }
+    }
+    assert!(given_up > 0 && done > 0, "the budget ends within the sweep");
+}

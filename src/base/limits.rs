@@ -219,3 +219,6 @@ pub const SNAPSHOT_FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// After a snapshot its follower has this long to take up the log.
 pub const LOG_HELD_AFTER_TRANSFER_MAX: Duration = Duration::from_secs(15);
+
+/// A client that takes nothing of its answer for so long is cut off.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);

@@ -186,8 +186,8 @@ impl Member {
             };
             let lag = if member.id == self.id { Some(&0) } else { lags.get(&member.id) };
             let answers = silence.is_some_and(|silence| silence <= READY_SILENCE_MAX);
-            let (failure_domain, weight) =
-                descriptions.get(&member.id).copied().unwrap_or_default();
+            let described = descriptions.get(&member.id).copied();
+            let (failure_domain, weight) = described.unwrap_or_default();
             Known {
                 id: member.id,
                 role: member.role,
@@ -196,7 +196,10 @@ impl Member {
                     // A new leader gives those that vote the time to answer.
                     None => member.votes() && led_for <= offline_after,
                 },
-                ready: answers && lag.is_some_and(|lag| *lag <= READY_LAG_MAX),
+                // Who does not describe itself may have just stopped.
+                ready: answers
+                    && described.is_some()
+                    && lag.is_some_and(|lag| *lag <= READY_LAG_MAX),
                 failure_domain,
                 weight,
             }

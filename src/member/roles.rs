@@ -110,10 +110,11 @@ impl InRole {
         self.domains.get(&known.failure_domain).copied().unwrap_or_default()
     }
 
-    /// Of the largest failure domain, the heaviest.
+    /// One that does not answer now; of the others, of the largest failure domain, the heaviest.
     fn worst_but(&self, leader: NodeId) -> Option<Known> {
         let others = self.online.iter().filter(|known| known.id != leader);
-        others.max_by_key(|known| (self.in_domain(known), known.weight, known.id)).copied()
+        let key = |known: &&Known| (!known.ready, self.in_domain(known), known.weight, known.id);
+        others.max_by_key(key).copied()
     }
 }
 

@@ -164,7 +164,31 @@ impl Session {
             Err(failure) => Err(failure),
         };
         self.request = None;
+        let any_published = debts.any_published();
         let settled = debts.settle(&self.member, self.database.store(), self.level).await;
+        let result = match result {
+            // That would say that nothing was executed.
+            Err(Failure::NotLeader) if any_published => Err(Failure::LeadershipLost),
+            result => result,
+        };
+        self.finish(result, settled)
+    }
+
+    /// The answer, once its debts are settled or could not be; what became of the transaction.
+    fn finish(
+        &mut self,
+        result: Result<Ran, Failure>,
+        settled: Result<(), Failure>,
+    ) -> Result<Ran, Failure> {
+        if settled.is_err() && self.in_transaction() {
+            // What it has seen may not be said: it is of no use, and later answers of it would
+            // owe nothing.
+            if let Some(own) = &self.own {
+                own.connection.roll_back();
+            }
+            (self.own, self.slot, self.keeps) = (None, None, false);
+            self.once = None;
+        }
         let failed = result.is_err();
         let ran = self.answer(result, settled);
         self.follow_transaction(failed);
@@ -202,25 +226,27 @@ impl Session {
         sink: S,
     ) -> (Result<Ran, Failure>, Option<S>) {
         let statement = text::skip_blank(sql);
-        if statement.is_empty() {
-            return (Err(Failure::EmptyStatement), Some(sink));
-        }
-        if !text::is_surely_single(statement)
-            && let Err(failure) = self.check_single(statement)
-        {
-            return (Err(failure), Some(sink));
-        }
-        if let Err(failure) = self.check_request(statement) {
+        if let Err(failure) = self.check_query(statement) {
+            // An id is for this request only, whatever came of it.
+            self.request = None;
             return (Err(failure), Some(sink));
         }
         let mut debts = Debts::default();
         let (result, _, sink) = self.statement(statement, params, cancel, sink, &mut debts).await;
         self.request = None;
         let settled = debts.settle(&self.member, self.database.store(), self.level).await;
-        let failed = result.is_err();
-        let ran = self.answer(result, settled);
-        self.follow_transaction(failed);
-        (ran, sink)
+        (self.finish(result, settled), sink)
+    }
+
+    /// It must be one statement, and one that may have the id that it has.
+    fn check_query(&mut self, statement: &str) -> Result<(), Failure> {
+        if statement.is_empty() {
+            return Err(Failure::EmptyStatement);
+        }
+        if !text::is_surely_single(statement) {
+            self.check_single(statement)?;
+        }
+        self.check_request(statement)
     }
 
     /// Prepares the first statement of `sql`: what it is, and how many bytes it takes.

@@ -41,6 +41,9 @@ const ROUNDS_MAX: usize = 100;
 /// How often a member's progress is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// A voter that has answered within this time is there.
+const ANSWERS_MAX: Duration = Duration::from_secs(2);
+
 /// Why the membership was not changed. The texts are dqlite's where it has one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeFailure {
@@ -139,6 +142,7 @@ impl Core {
                 return core.change(set, true).await;
             }
             core.check_not_last(id)?;
+            core.check_rest_answers(id).await?;
             core.change(Change::Batch(vec![set, Change::RemoveVoters(only)]), true).await
         })
         .await
@@ -153,6 +157,7 @@ impl Core {
                 return core.change(Change::RemoveNodes(only), true).await;
             }
             core.check_not_last(id)?;
+            core.check_rest_answers(id).await?;
             core.change(Change::RemoveVoters(only), false).await
         })
         .await
@@ -253,6 +258,35 @@ impl Core {
         match self.view().members.iter().any(others) {
             true => Ok(()),
             false => Err(ChangeFailure::LastVoter(id)),
+        }
+    }
+
+    /// Without `id` the voters must still have a majority that answers: a change that takes the
+    /// last one away can never be committed, nor taken back.
+    async fn check_rest_answers(&self, id: NodeId) -> Changed {
+        let deadline = Instant::now() + ANSWERS_MAX;
+        loop {
+            let silences = self.silences();
+            let answers = |member: &MemberInfo| {
+                let silence = silences.get(&member.id).copied().flatten();
+                self.is_self(member.id) || silence.is_some_and(|silence| silence <= ANSWERS_MAX)
+            };
+            let members = self.view().members;
+            let rest: Vec<_> =
+                members.iter().filter(|member| member.votes() && member.id != id).collect();
+            let answering = rest.iter().filter(|member| answers(member)).count();
+            if answering * 2 > rest.len() {
+                return Ok(());
+            }
+            // A new leader has not heard of anybody yet.
+            if Instant::now() >= deadline {
+                return Err(ChangeFailure::Refused(format!(
+                    "without node {id} only {answering} of {} voters answer, and no change could \
+                     be committed any more: start the others, or remove those that are gone first",
+                    rest.len()
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 

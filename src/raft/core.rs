@@ -169,6 +169,11 @@ impl Core {
             .collect()
     }
 
+    /// Whether that is this node.
+    pub fn is_self(&self, id: NodeId) -> bool {
+        id == self.id
+    }
+
     /// How long ago each other member last answered this node as the leader; `None` for one that
     /// never did. Nothing where this node does not lead.
     pub fn silences(&self) -> BTreeMap<NodeId, Option<Duration>> {

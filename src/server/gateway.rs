@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -30,6 +31,22 @@ struct Socket {
 }
 
 impl Socket {
+    /// Writes, unless the client takes nothing for so long.
+    async fn send(&mut self, mut bytes: &[u8], stall_max: Duration) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = tokio::time::timeout(stall_max, self.write.write(bytes)).await;
+            let stalled = |_| {
+                let what = format!("the client took nothing of its answer for {stall_max:?}");
+                io::Error::new(io::ErrorKind::TimedOut, what)
+            };
+            match written.map_err(stalled)?? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                some => bytes = bytes.get(some..).unwrap_or_default(),
+            }
+        }
+        Ok(())
+    }
+
     /// Reads once; frames that are whole afterwards are kept.
     async fn read_more(&mut self) -> io::Result<()> {
         let got = self.read.read_buf(self.decoder.space()).await?;
@@ -104,7 +121,7 @@ async fn converse(
         };
         let mut out = BytesMut::new();
         if client.answer_at_once(&frame, &mut out)? {
-            socket.write.write_all(&out).await?;
+            socket.send(&out, limits::WRITE_STALL_MAX).await?;
             continue;
         }
         run(socket, client, frame).await?;
@@ -127,7 +144,7 @@ async fn run(socket: &mut Socket, client: &mut Client, frame: Frame) -> io::Resu
     // A client that went away is not waited for by what it had asked for.
     cancel.cancel();
     match done? {
-        Reply::Message(message) => socket.write.write_all(&message).await,
+        Reply::Message(message) => socket.send(&message, limits::WRITE_STALL_MAX).await,
         // The Empty that answers the Interrupt is the end of the query too.
         Reply::Interrupted => Ok(()),
         Reply::Close(why) => Err(io::Error::new(io::ErrorKind::InvalidData, why)),
@@ -142,6 +159,8 @@ async fn mind(
     frame: Frame,
     cancel: &Cancel,
 ) -> io::Result<Reply> {
+    // Rows that nobody takes hold up what the transaction holds.
+    let stall_max = client.idle_max().unwrap_or(limits::WRITE_STALL_MAX);
     let (parts, mut rows) = mpsc::channel(limits::ROW_PARTS_AHEAD_MAX);
     let mut task = client.start(frame, cancel.clone(), parts);
     let mut open = true;
@@ -152,7 +171,7 @@ async fn mind(
         tokio::select! {
             biased;
             part = rows.recv(), if open => match part {
-                Some(part) => socket.write.write_all(&part).await?,
+                Some(part) => socket.send(&part, stall_max).await?,
                 None => open = false,
             },
             done = &mut task => break done,
@@ -164,7 +183,7 @@ async fn mind(
     };
     client.finish(back);
     while let Ok(part) = rows.try_recv() {
-        socket.write.write_all(&part).await?;
+        socket.send(&part, stall_max).await?;
     }
     Ok(reply)
 }

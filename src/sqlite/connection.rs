@@ -346,8 +346,10 @@ impl Connection {
         raw.authorizer(Some(move |context: rusqlite::hooks::AuthContext<'_>| {
             guard.authorize(&context)
         }))?;
-        let stop = self.stop.clone();
-        raw.progress_handler(STEPS_BETWEEN_LOOKS, Some(move || stop.is_due()))?;
+        let (stop, link) = (self.stop.clone(), self.link.clone());
+        // SQLite asks once more after a statement has committed, and would call it interrupted.
+        let is_due = move || !link.has_committed() && stop.is_due();
+        raw.progress_handler(STEPS_BETWEEN_LOOKS, Some(is_due))?;
         if !options.shared {
             self.override_counters()?;
         }
@@ -454,7 +456,7 @@ impl Connection {
     ) -> Result<T, SqlError> {
         self.space.enter();
         // What an earlier statement met is no reason of this one.
-        self.link.forget_error();
+        self.link.begin_statement();
         self.guard.begin();
         if !self.link.stands() {
             return Err(rewound());
@@ -605,6 +607,12 @@ impl Connection {
         let returning = statement.column_count() > 0;
         let stepped =
             if returning { self.step_undoing(statement, sink) } else { step_all(statement, sink) };
+        let interrupted =
+            |error: &SqlError| error.primary() == ffi::SQLITE_INTERRUPT && !self.is_autocommit();
+        if stepped.as_ref().is_err_and(interrupted) {
+            // Stopped on its way, SQLite has done so; after its last step its changes are there.
+            self.roll_back();
+        }
         if text::counts_changes(sql) {
             self.counters.counted.store(true, Ordering::Relaxed);
         }

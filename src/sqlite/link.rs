@@ -61,6 +61,8 @@ pub struct Link {
     held_epoch: AtomicU64,
     /// Whether the notes have an error.
     failed: AtomicBool,
+    /// The statement that runs has published.
+    committed: AtomicBool,
 }
 
 impl Link {
@@ -74,6 +76,7 @@ impl Link {
             notes: Mutex::default(),
             held_epoch: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            committed: AtomicBool::new(false),
         })
     }
 
@@ -119,6 +122,12 @@ impl Link {
         let mut notes = self.notes.lock();
         self.hold(&mut notes, Seen { version: point.version, epoch });
         notes.published.push(Published { point, epoch, waiting });
+        self.committed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the statement that runs has committed: it is not to be stopped any more.
+    pub fn has_committed(&self) -> bool {
+        self.committed.load(Ordering::Relaxed)
     }
 
     fn hold(&self, notes: &mut Notes, seen: Seen) {
@@ -171,7 +180,8 @@ impl Link {
 
     /// What was not asked for until now is not asked for any more.
     #[inline]
-    pub fn forget_error(&self) {
+    pub fn begin_statement(&self) {
+        self.committed.store(false, Ordering::Relaxed);
         if self.failed.load(Ordering::Relaxed) {
             self.take_error();
         }

@@ -57,10 +57,17 @@ impl Debts {
         self.seen.clear();
         let published = std::mem::take(&mut self.published);
         let any = !published.is_empty();
+        let mut any_applied = false;
         for delta in published {
             match resolve(store, delta.waiting, limit).await {
-                Some(Resolution::Applied) => {}
-                Some(Resolution::Dropped { proposed: false }) => return Err(Failure::NotLeader),
+                Some(Resolution::Applied) => any_applied = true,
+                // "Not leader" would say that nothing of the request was executed.
+                Some(Resolution::Dropped { proposed: false }) if !any_applied => {
+                    return Err(Failure::NotLeader);
+                }
+                Some(Resolution::Dropped { proposed: false }) => {
+                    return Err(Failure::LeadershipLost);
+                }
                 Some(Resolution::Dropped { proposed: true }) | None => {
                     return Err(Failure::LeadershipLost);
                 }

@@ -166,7 +166,7 @@ impl Connection {
         surplus: Surplus,
         sink: &mut dyn RowSink,
     ) -> Result<Ran, SqlError> {
-        self.link.forget_error();
+        self.link.begin_statement();
         self.guard.begin();
         self.check_stands()?;
         let fingerprint = fingerprint(sql, params);
@@ -300,7 +300,7 @@ impl Connection {
     /// leaves the transaction as it was.
     pub fn remember_transaction(&self, request: &Request, stored: &Stored) -> Result<(), SqlError> {
         self.space.enter();
-        self.link.forget_error();
+        self.link.begin_statement();
         self.check_stands()?;
         self.internally("SAVEPOINT quire_request")?;
         let remembered = self.remember(request, stored);
