@@ -90,6 +90,8 @@ struct Quire {
     reader: Connection,
     /// As a node reads inside of a transaction: the session's own.
     own: Connection,
+    /// A session has one, for all its statements.
+    cancel: Cancel,
 }
 
 #[derive(Default)]
@@ -109,10 +111,9 @@ impl RowSink for Length {
 }
 
 impl Quire {
-    fn run(connection: &Connection, sql: &str, params: &[Value]) -> usize {
+    fn run(&self, connection: &Connection, sql: &str, params: &[Value]) -> usize {
         let mut sink = Length::default();
-        let cancel = Cancel::default();
-        let ran = connection.run_quickly(sql, params, Surplus::Refused, &cancel, &mut sink);
+        let ran = connection.run_quickly(sql, params, Surplus::Refused, &self.cancel, &mut sink);
         ran.expect("quick").expect(sql);
         sink.0
     }
@@ -120,16 +121,16 @@ impl Quire {
 
 impl Side for Quire {
     fn begin(&self) {
-        Quire::run(&self.own, "BEGIN", &[]);
+        self.run(&self.own, "BEGIN", &[]);
     }
 
     fn end(&self) {
-        Quire::run(&self.own, "COMMIT", &[]);
+        self.run(&self.own, "COMMIT", &[]);
     }
 
     fn read(&self, key: i64) -> usize {
         let connection = if self.own.is_autocommit() { &self.reader } else { &self.own };
-        Quire::run(connection, SELECT, &[Value::Integer(key)])
+        self.run(connection, SELECT, &[Value::Integer(key)])
     }
 }
 
@@ -215,6 +216,7 @@ impl Fixture {
         Quire {
             reader: self.connect(View::Applied, true, cache_kib),
             own: self.connect(View::Head, false, cache_kib),
+            cancel: Cancel::default(),
         }
     }
 }

@@ -371,7 +371,7 @@ fn a_reader_that_is_too_old_is_told_so_and_costs_nothing_more() {
     assert!(told.load(Ordering::Relaxed) > 1000);
     assert_eq!(store.damage(), None);
     let error = common::fails(&old, "SELECT sum(length(x)) FROM t");
-    assert!(matches!(error.cause, Some(PagesError::SnapshotTooOld)), "{error:?}");
+    assert!(matches!(error.cause.as_deref(), Some(PagesError::SnapshotTooOld)), "{error:?}");
     assert!(error.message.contains("too old"));
     young.check();
     drop(young);

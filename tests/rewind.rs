@@ -71,7 +71,10 @@ fn a_connection_that_saw_a_dropped_schema_never_writes_again() {
         {
             let error = fails(connection, sql);
             assert_eq!(error.primary(), ffi::SQLITE_IOERR, "{sql}");
-            assert!(matches!(error.cause, Some(PagesError::Rewound)), "{sql}: {error:?}");
+            assert!(
+                matches!(error.cause.as_deref(), Some(PagesError::Rewound)),
+                "{sql}: {error:?}"
+            );
         }
         assert!(connection.describe("SELECT * FROM mine").is_err());
         assert!(connection.check_stands().is_err());

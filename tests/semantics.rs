@@ -376,7 +376,10 @@ fn a_freeze_that_fails_rolls_back_and_the_next_write_goes_through() {
         }
         let error = fails(&writer, if commit.is_empty() { insert } else { commit });
         assert_eq!(error.primary(), ffi::SQLITE_IOERR);
-        assert!(matches!(error.cause, Some(quire::pages::PagesError::NotLeader)), "{error:?}");
+        assert!(
+            matches!(error.cause.as_deref(), Some(quire::pages::PagesError::NotLeader)),
+            "{error:?}"
+        );
         assert!(writer.is_autocommit(), "the transaction is over");
         assert_eq!(one(&writer, "SELECT group_concat(a) FROM t"), "1");
         assert_eq!(replicas.leader.store.head(), before);

@@ -150,7 +150,7 @@ impl Failure {
 
 impl From<SqlError> for Failure {
     fn from(error: SqlError) -> Failure {
-        match &error.cause {
+        match error.cause.as_deref() {
             Some(PagesError::NotLeader | PagesError::Rewound) => Failure::NotLeader,
             Some(damaged @ PagesError::Damaged { .. }) => Failure::Damaged(damaged.to_string()),
             _ if error.is_interrupted() => Failure::Interrupted,

@@ -86,7 +86,7 @@ pub struct SqlError {
     /// SQLite's message.
     pub message: String,
     /// What the file below it said, where that was the reason.
-    pub cause: Option<PagesError>,
+    pub cause: Option<Box<PagesError>>,
 }
 
 impl SqlError {
@@ -669,8 +669,10 @@ impl Connection {
 
     /// Adds what the file below knows about an error.
     fn explain(&self, mut error: SqlError) -> SqlError {
-        error.cause = self.link.take_error().or(error.cause);
-        if let Some(cause @ (PagesError::Refused(_) | PagesError::SnapshotTooOld)) = &error.cause {
+        error.cause = self.link.take_error().map(Box::new).or(error.cause);
+        if let Some(cause @ (PagesError::Refused(_) | PagesError::SnapshotTooOld)) =
+            error.cause.as_deref()
+        {
             error.message = cause.to_string();
         }
         if let Some(what) = self.guard.notes().denied {
@@ -686,7 +688,7 @@ impl Connection {
 /// The error of every statement on a connection that has held a version that was dropped.
 fn rewound() -> SqlError {
     let error = PagesError::Rewound;
-    SqlError { code: ffi::SQLITE_IOERR, message: error.to_string(), cause: Some(error) }
+    SqlError { code: ffi::SQLITE_IOERR, message: error.to_string(), cause: Some(Box::new(error)) }
 }
 
 /// The error of a statement that was stopped because it ran for too long.

@@ -68,7 +68,11 @@ pub fn is_reserved(name: &str) -> bool {
 /// Whether `sql` begins, with its first letter, with SELECT: the statement of which there are most.
 #[inline]
 pub fn begins_as_read(sql: &str) -> bool {
-    sql.as_bytes().get(..6).is_some_and(|word| word.eq_ignore_ascii_case(b"SELECT"))
+    // Spelled out, it is half the instructions of a comparison that ignores case.
+    matches!(
+        sql.as_bytes(),
+        [b'S' | b's', b'E' | b'e', b'L' | b'l', b'E' | b'e', b'C' | b'c', b'T' | b't', ..]
+    )
 }
 
 /// Whether `sql` begins with CREATE or ALTER and any name, or text, in it begins as the node's own

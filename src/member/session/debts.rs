@@ -156,7 +156,7 @@ pub async fn before_first_row(
 fn through_sqlite(failure: Failure) -> SqlError {
     let message = failure.to_string();
     let cause = match failure {
-        Failure::NotLeader | Failure::LeadershipLost => Some(PagesError::NotLeader),
+        Failure::NotLeader | Failure::LeadershipLost => Some(Box::new(PagesError::NotLeader)),
         _ => None,
     };
     SqlError { code: ffi::SQLITE_IOERR, message, cause }
