@@ -90,7 +90,7 @@ struct Quire {
     reader: Connection,
     /// As a node reads inside of a transaction: the session's own.
     own: Connection,
-    /// A session has one, for all its statements.
+    /// Made once: it belongs to who calls, and plain SQLite's side has nothing like it.
     cancel: Cancel,
 }
 
