@@ -47,6 +47,15 @@ impl From<Format> for LogFormat {
     }
 }
 
+/// What becomes of a node that is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// It lets no clients in until the others go back, or it is upgraded
+    Wait,
+    /// It stops
+    Exit,
+}
+
 impl LogArgs {
     /// The same as flags of another `quire` process.
     pub fn as_flags(&self) -> Vec<String> {
@@ -92,6 +101,15 @@ pub struct NodeArgs {
     /// The higher, the less this node is wanted as a voter
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i64).range(0..))]
     pub weight: Option<i64>,
+    /// Keep clients out until all members have the schema of this directory
+    #[arg(long, value_name = "DIR")]
+    pub schema: Option<String>,
+    /// The database that has this schema [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub schema_database: Option<String>,
+    /// What to do where another member has a later schema [default: exit]
+    #[arg(long, value_name = "POLICY")]
+    pub when_behind: Option<Policy>,
     /// Allow plain text on the network
     #[arg(long)]
     pub insecure: bool,
@@ -144,6 +162,16 @@ impl NodeArgs {
         }
         if let Some(weight) = self.weight {
             flags.push(Override::new("--weight", "member.weight", weight));
+        }
+        if let Some(dir) = &self.schema {
+            flags.push(Override::new("--schema", "schema.dir", dir.clone()));
+        }
+        if let Some(name) = &self.schema_database {
+            flags.push(Override::new("--schema-database", "schema.database", name.clone()));
+        }
+        if let Some(policy) = self.when_behind {
+            let name = if policy == Policy::Wait { "wait" } else { "exit" };
+            flags.push(Override::new("--when-behind", "schema.when_behind", name));
         }
         if self.insecure {
             flags.push(Override::new("--insecure", "insecure", true));

@@ -12,6 +12,7 @@
 //! | [`roles`], `keeper` | which member should change its role next; what changes it |
 //! | [`repair`] | a damaged copy: standing down, repairing it from another member |
 //! | [`diagnosis`] | why there is no leader |
+//! | `entry` | whether clients are let in |
 //! | [`database`] | one database's slot, executor and pool of readers |
 //! | [`session`] | one client's statements, transactions and answers |
 //!
@@ -20,6 +21,7 @@
 
 pub mod database;
 pub mod diagnosis;
+mod entry;
 mod keeper;
 mod lead;
 pub mod membership;
@@ -130,6 +132,9 @@ pub enum Failure {
     /// This member's copy of the database is damaged: it answers nothing from it.
     #[error("{0}; it is being repaired from another member: ask that one, or again")]
     Damaged(String),
+    /// No client is let in: the schema gate has not been passed.
+    #[error("{0}")]
+    Shut(String),
     /// The node is stopping or broken.
     #[error("{0}")]
     Stopped(String),
@@ -142,7 +147,7 @@ impl Failure {
             Failure::NotLeader => Fate::RetryElsewhere,
             Failure::LeadershipLost => Fate::OutcomeUnknown,
             Failure::Busy => Fate::RetryHere,
-            Failure::Damaged(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
+            Failure::Damaged(_) | Failure::Shut(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
             _ => Fate::Reject,
         }
     }
@@ -208,6 +213,7 @@ pub struct Member {
     repairs: repair::Repairs,
     diagnosis: diagnosis::Diagnosis,
     keeper: keeper::Keeper,
+    entry: entry::Entry,
     weight: AtomicU64,
     /// The leader says that this node is no member any more.
     removed: AtomicBool,
@@ -262,6 +268,7 @@ impl Member {
             repairs: repair::Repairs::default(),
             diagnosis: diagnosis::Diagnosis::default(),
             keeper: keeper::Keeper::default(),
+            entry: entry::Entry::default(),
             weight,
             removed: AtomicBool::new(false),
             tasks: Mutex::default(),

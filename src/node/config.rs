@@ -56,6 +56,8 @@ pub struct Config {
     pub member: Member,
     /// Who has which role in the cluster.
     pub roles: Roles,
+    /// The schema gate.
+    pub schema: Schema,
     /// How long things may take.
     pub timeouts: Timeouts,
     /// How much there may be of things.
@@ -89,6 +91,30 @@ pub struct Roles {
     /// A member that has not answered for so long loses its role to another one. Default 30 s.
     #[serde(with = "text::duration")]
     pub offline_after: Duration,
+}
+
+/// The schema that this node was built for. A node that has one keeps clients out until all members
+/// have the same: see docs/upgrades.md.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Schema {
+    /// The directory with its numbered updates; in text, empty for no gate. Default none.
+    #[serde(with = "text::path")]
+    pub dir: Option<PathBuf>,
+    /// The database that has this schema. Default `main`.
+    pub database: String,
+    /// What becomes of a node that is older than another one. Default `exit`.
+    pub when_behind: WhenBehind,
+}
+
+/// What becomes of a node whose level is behind that of another member, or inconsistent with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenBehind {
+    /// It lets no clients in and looks again when the members' levels change.
+    Wait,
+    /// It stops, with exit code 1.
+    Exit,
 }
 
 /// How long things may take.
@@ -219,6 +245,7 @@ impl Default for Config {
             insecure: false,
             member: Member::default(),
             roles: Roles::default(),
+            schema: Schema::default(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             log: Log::default(),
@@ -229,6 +256,12 @@ impl Default for Config {
 impl Default for Roles {
     fn default() -> Roles {
         Roles { automatic: true, voters: 3, standbys: 3, offline_after: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Schema {
+    fn default() -> Schema {
+        Schema { dir: None, database: "main".to_owned(), when_behind: WhenBehind::Exit }
     }
 }
 

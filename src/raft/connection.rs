@@ -261,6 +261,15 @@ impl Connection {
         self.reader.next().await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
+    /// The stream itself, for another protocol behind the hello.
+    pub fn into_stream(self) -> io::Result<Box<dyn PeerStream>> {
+        let Connection { reader, writer } = self;
+        if !reader.buffer.is_empty() || reader.partial.is_some() || writer.pending() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes behind the hello"));
+        }
+        Ok(reader.stream.unsplit(writer.stream))
+    }
+
     /// Writes a frame, and all that was queued before it.
     pub async fn send(&mut self, frame: Frame) -> io::Result<()> {
         self.writer.push(frame);
@@ -360,14 +369,21 @@ pub fn admit(identity: &Identity, hello: &Hello) -> Result<Channel, String> {
     let Some(channel) = hello.channel() else {
         return Err(format!("unknown channel {}", hello.channel));
     };
-    if hello.from == 0 || hello.from == identity.node() {
+    // A member's gate asks the leader, which may be the member itself.
+    let asks_itself = channel == Channel::Client;
+    if hello.from == 0 || (hello.from == identity.node() && !asks_itself) {
         return Err(format!("this is node {} itself", identity.node()));
     }
     if hello.to != identity.node() && hello.to != 0 {
         return Err(format!("this is node {}, not node {}", identity.node(), hello.to));
     }
-    if channel != Channel::Requests && (hello.cluster == 0 || hello.to == 0) {
-        return Err("only members append or send snapshots".to_owned());
+    let known = match channel {
+        Channel::Requests => true,
+        Channel::Append | Channel::Snapshot => hello.cluster != 0 && hello.to != 0,
+        Channel::Client => hello.cluster != 0 && ours != 0,
+    };
+    if !known {
+        return Err("only members append, send snapshots or use a client's channel".to_owned());
     }
     Ok(channel)
 }
@@ -394,11 +410,13 @@ mod tests {
         let member = Identity::new(3, 77);
         assert_eq!(admit(&member, &hello(77, 1, 3, 1)), Ok(Channel::Append));
         assert_eq!(admit(&member, &hello(0, 9, 0, 2)), Ok(Channel::Requests));
+        assert_eq!(admit(&member, &hello(77, 3, 0, 4)), Ok(Channel::Client));
         for (bad, why) in [
             (hello(78, 1, 3, 1), "wrong cluster"),
             (hello(77, 1, 4, 1), "not node 4"),
             (hello(77, 3, 3, 1), "itself"),
             (hello(0, 9, 3, 1), "only members"),
+            (hello(0, 9, 0, 4), "only members"),
             (hello(77, 1, 3, 9), "unknown channel"),
             (Hello { version: 2, ..hello(77, 1, 3, 1) }, "protocol version 2"),
         ] {

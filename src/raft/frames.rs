@@ -76,6 +76,9 @@ pub enum Channel {
     Requests = 2,
     /// One snapshot at a time.
     Snapshot = 3,
+    /// What clients speak, for what a member itself asks of a database (its schema gate): a member
+    /// that lets no clients in yet serves it.
+    Client = 4,
 }
 
 /// A header, read.
@@ -297,6 +300,7 @@ impl Hello {
             1 => Some(Channel::Append),
             2 => Some(Channel::Requests),
             3 => Some(Channel::Snapshot),
+            4 => Some(Channel::Client),
             _ => None,
         }
     }

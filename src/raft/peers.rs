@@ -156,21 +156,24 @@ pub struct PeerHandler {
     pub executor: Executor,
 }
 
-/// Serves one connection until the peer closes it (`Ok`) or something breaks.
+/// Serves one connection until the peer closes it (`Ok`) or something breaks. A stream on which the
+/// peer is going to speak as a client is handed back.
 pub async fn serve(
     stream: impl PeerStream,
     handler: Arc<PeerHandler>,
-) -> Result<(), TransferError> {
+) -> Result<Option<Box<dyn PeerStream>>, TransferError> {
     let mut connection = Connection::new(Box::new(stream));
     let handshake = admit_peer(&mut connection, &handler);
     let limited = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, handshake).await;
     let admitted = limited.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    let Some((from, channel)) = admitted else { return Ok(()) };
+    let Some((from, channel)) = admitted else { return Ok(None) };
     match channel {
-        Channel::Append => Ok(serve_appends(connection, &handler, from).await?),
-        Channel::Requests => Ok(serve_requests(connection, &handler, from).await?),
-        Channel::Snapshot => serve_snapshots(connection, &handler, from).await,
+        Channel::Append => serve_appends(connection, &handler, from).await?,
+        Channel::Requests => serve_requests(connection, &handler, from).await?,
+        Channel::Snapshot => serve_snapshots(connection, &handler, from).await?,
+        Channel::Client => return Ok(Some(connection.into_stream()?)),
     }
+    Ok(None)
 }
 
 /// Answers the hello. `None` when it was refused.

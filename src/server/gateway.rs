@@ -20,7 +20,7 @@ use crate::sqlite::Cancel;
 use crate::wire::{Frame, FrameDecoder, Handshake, request};
 
 use super::listen::Doors;
-use super::request::{Client, Reply};
+use super::request::{Client, Reply, Whose};
 
 struct Socket {
     read: ReadHalf<Box<dyn PeerStream>>,
@@ -79,13 +79,14 @@ impl Socket {
 pub async fn serve(
     stream: Box<dyn PeerStream>,
     handshake: Handshake,
+    whose: Whose,
     doors: &Doors,
     stopping: watch::Receiver<bool>,
 ) {
     let (read, write) = tokio::io::split(stream);
     let decoder = FrameDecoder::new(doors.frame_bytes_max);
     let mut socket = Socket { read, write, decoder, ahead: VecDeque::new(), ended: false };
-    let mut client = Client::new(doors.member.clone(), handshake);
+    let mut client = Client::new(doors.member.clone(), handshake, whose);
     match converse(&mut socket, &mut client, stopping).await {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {

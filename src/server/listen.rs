@@ -23,6 +23,7 @@ use crate::raft::peers::{self, PeerHandler};
 use crate::wire::Handshake;
 
 use super::gateway;
+use super::request::Whose;
 
 /// A listening socket.
 pub enum Listener {
@@ -162,17 +163,21 @@ async fn welcome(
     room: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
 ) {
-    let mut word = [0; Handshake::BYTES];
-    let read = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, stream.read_exact(&mut word)).await;
-    if !matches!(read, Ok(Ok(_))) {
-        tracing::debug!("a connection said nothing within the time for a handshake");
-        return;
-    }
+    let Some(mut word) = first_word(&mut stream).await else { return };
+    let mut whose = Whose::Client;
     if word == PREAMBLE {
-        if let Err(error) = peers::serve(stream, doors.peers.clone()).await {
-            tracing::debug!(%error, "a peer's connection ended");
-        }
-        return;
+        let served = peers::serve(stream, doors.peers.clone()).await;
+        stream = match served {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(%error, "a peer's connection ended");
+                return;
+            }
+        };
+        whose = Whose::Member;
+        let Some(behind) = first_word(&mut stream).await else { return };
+        word = behind;
     }
     let Some(handshake) = Handshake::from_word(u64::from_le_bytes(word)) else {
         tracing::warn!(word = %format!("{:016x}", u64::from_le_bytes(word)),
@@ -183,5 +188,16 @@ async fn welcome(
         tracing::warn!(max = doors.connections_max, "too many connections; one was closed");
         return;
     };
-    gateway::serve(stream, handshake, &doors, stopping).await;
+    gateway::serve(stream, handshake, whose, &doors, stopping).await;
+}
+
+/// The word that tells the protocol; `None` when it does not come in time.
+async fn first_word(stream: &mut Box<dyn PeerStream>) -> Option<[u8; Handshake::BYTES]> {
+    let mut word = [0; Handshake::BYTES];
+    let read = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, stream.read_exact(&mut word)).await;
+    if matches!(read, Ok(Ok(_))) {
+        return Some(word);
+    }
+    tracing::debug!("a connection said nothing within the time for a handshake");
+    None
 }

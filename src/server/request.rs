@@ -64,7 +64,8 @@ impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Refusal {
         let code = match &failure {
             Failure::Sql(error) => u64::try_from(error.code).unwrap_or(code::ERROR),
-            Failure::NotLeader => code::NOT_LEADER,
+            // Clients look for another member.
+            Failure::NotLeader | Failure::Shut(_) => code::NOT_LEADER,
             Failure::LeadershipLost => code::LEADERSHIP_LOST,
             Failure::Busy => code::BUSY,
             Failure::EmptyStatement => code::NONE,
@@ -103,9 +104,19 @@ struct Open {
     term: Option<u64>,
 }
 
+/// Who speaks on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// A client: let in when the member lets clients in.
+    Client,
+    /// A member, for itself: always.
+    Member,
+}
+
 /// The state of one connection.
 pub struct Client {
     member: Arc<Member>,
+    whose: Whose,
     legacy: bool,
     follower_reads: bool,
     level: ReadLevel,
@@ -116,9 +127,10 @@ pub struct Client {
 
 impl Client {
     /// A connection that has just said its protocol.
-    pub fn new(member: Arc<Member>, handshake: Handshake) -> Client {
+    pub fn new(member: Arc<Member>, handshake: Handshake, whose: Whose) -> Client {
         Client {
             member,
+            whose,
             legacy: handshake == Handshake::Legacy,
             follower_reads: false,
             level: ReadLevel::Linearizable,
@@ -294,6 +306,7 @@ impl Client {
         let mut client = Client {
             member: self.member.clone(),
             open: self.open.take(),
+            whose: self.whose,
             legacy: self.legacy,
             follower_reads: self.follower_reads,
             level: self.level,
@@ -402,6 +415,9 @@ impl Client {
 
     async fn open(&mut self, name: &Text) -> Result<Response, Refusal> {
         self.member.check_belongs()?;
+        if self.whose == Whose::Client {
+            self.member.check_lets_in()?;
+        }
         let invalid = || Refusal::new(code::ERROR, code::INVALID_NAME);
         let term = match self.member.leading_term() {
             Ok(term) => Some(term),

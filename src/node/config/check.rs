@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Config, ConfigError};
-use crate::base::address;
+use crate::base::{DatabaseName, address};
 
 /// The smallest sensible bound on a frame: what a client may send before anything is known of it.
 const FRAME_BYTES_MIN: u64 = 64 << 10;
@@ -30,6 +30,7 @@ impl Config {
         self.check_timeouts()?;
         self.check_limits()?;
         self.check_roles()?;
+        self.check_schema()?;
         if !is_log_level(&self.log.level) {
             return wrong(format!(
                 "log.level: \"{}\" is not a level: use error, warn, info, debug or trace, or \
@@ -78,6 +79,16 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    fn check_schema(&self) -> Check {
+        let name = &self.schema.database;
+        match DatabaseName::new(name) {
+            Ok(_) => Ok(()),
+            Err(_) => wrong(format!(
+                "schema.database: \"{name}\" cannot be a database's name: use letters, digits, _ . -"
+            )),
+        }
     }
 
     fn check_timeouts(&self) -> Check {

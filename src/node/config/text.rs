@@ -2,6 +2,7 @@
 //!
 //! *Invariant*: what is written is read back as the same value.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How an optional value that is not there is written.
@@ -74,6 +75,13 @@ as_text!(
     optional_size, Option<u64>,
     |text| if text == NONE { Ok(None) } else { parse_size(text).map(Some) },
     |value| value.map_or(NONE.to_owned(), write_size)
+);
+
+as_text!(
+    /// A path; empty stands for none.
+    path, Option<PathBuf>,
+    |text| Ok(Some(text).filter(|text| !text.is_empty()).map(PathBuf::from)),
+    |value| value.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned())
 );
 
 /// A node's id; 0 stands for none.
