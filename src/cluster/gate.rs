@@ -54,7 +54,8 @@ pub(super) async fn attempt(
     disk: &Arc<dyn Disk>,
 ) -> Result<Tried, Error> {
     schema.file(disk.clone(), PATCH_FILE);
-    let (no_nodes, backed_up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (no_nodes, backed_up) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (by, empty) = (own.clone(), no_nodes.clone());
     schema.check(Arc::new(move |current, tx| {
         let (own, empty) = (by.clone(), empty.clone());
@@ -146,8 +147,7 @@ pub(super) async fn ensure_levels(tx: &mut dyn Tx) -> Result<(), Error> {
 /// A level's columns of `nodes` and `node_levels`, from the row's second column on.
 pub(super) type LevelRow = (i64, u64, u64, Option<String>, Option<String>);
 
-pub(super) const LEVEL_COLUMNS: &str =
-    "nodes.id, nodes.schema, nodes.api_extensions, node_levels.modules, node_levels.extensions \
+pub(super) const LEVEL_COLUMNS: &str = "nodes.id, nodes.schema, nodes.api_extensions, node_levels.modules, node_levels.extensions \
      FROM nodes LEFT JOIN node_levels ON node_levels.node_id = nodes.id";
 
 pub(super) fn level_of(row: LevelRow) -> Level {

@@ -83,7 +83,7 @@ pub use transaction::{Begin, Savepoint, Transaction};
 pub use typed::Row;
 
 pub use crate::wire::response::{Digest, Status};
-pub use crate::wire::{NodeInfo, ReadLevel, Text, Value};
+pub use crate::wire::{NodeInfo, ReadLevel, SchemaNode, SchemaStatus, Text, Value};
 
 use crate::base::{Env, Randomness};
 use crate::wire::{Request, Response};
@@ -332,6 +332,19 @@ impl Client {
         }
     }
 
+    /// What the leader, or the one member, knows of the schema gate, and of the nodes that stand
+    /// before it.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Sqlite`] with code 1: that node has no schema gate.
+    pub async fn schema(&self) -> Result<SchemaStatus, DriverError> {
+        match self.request(Request::Schema).await? {
+            Response::SchemaOk(status) => Ok(status),
+            _ => Err(unexpected("no schema")),
+        }
+    }
+
     /// Sends any request that needs no open database: administration. Requests that only ask are
     /// repeated like reads, all others like writes.
     pub async fn request(&self, request: Request) -> Result<Response, DriverError> {
@@ -342,6 +355,7 @@ impl Client {
             | Request::Digest { .. }
             | Request::Databases
             | Request::Status
+            | Request::Schema
             | Request::Checkpoint { .. }
             | Request::Dump { .. } => Effect::Read,
             Request::Client { .. }

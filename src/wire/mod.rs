@@ -35,6 +35,7 @@ pub mod frame;
 pub mod request;
 pub mod response;
 pub mod rows;
+pub mod schema;
 #[cfg(test)]
 mod tests;
 pub mod value;
@@ -45,6 +46,7 @@ pub use frame::{Frame, FrameDecoder, Header};
 pub use request::{ReadLevel, Request};
 pub use response::{Dialect, File, NodeInfo, Response, Status, StatusMember};
 pub use rows::{Batch, End, RowsDecoder, RowsEncoder, Step};
+pub use schema::{SchemaNode, SchemaStatus};
 pub use value::{BadParameter, Declared, Params, Text, Value, ValueRef};
 
 /// The first eight bytes of a connection, as a little-endian integer: who is calling.

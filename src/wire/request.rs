@@ -73,6 +73,8 @@ pub mod kind {
     pub const REQUEST_ID: u8 = 133;
     /// Ours: what a repeat of the open transaction is told.
     pub const OUTCOME: u8 = 135;
+    /// Ours: what a node knows of the schema gate.
+    pub const SCHEMA: u8 = 136;
 }
 
 /// Flag of Hello: this connection may Open and Query on a node that does not lead.
@@ -268,6 +270,8 @@ pub enum Request {
     },
     /// Ours: what this node knows of leader and members. Answered by StatusOk.
     Status,
+    /// Ours: what this node knows of the schema gate. Answered by SchemaOk.
+    Schema,
     /// Ours: the statement that follows, or the transaction that it begins, is executed once,
     /// however often it is sent with this id. Answered by Empty.
     RequestId {
@@ -317,6 +321,7 @@ impl Request {
             Request::Databases => kind::DATABASES,
             Request::Checkpoint { .. } => kind::CHECKPOINT,
             Request::Status => kind::STATUS,
+            Request::Schema => kind::SCHEMA,
             Request::RequestId { .. } => kind::REQUEST_ID,
             Request::Outcome { .. } => kind::OUTCOME,
         }
@@ -341,7 +346,7 @@ impl Request {
             kind::PREPARE | kind::EXEC | kind::QUERY | kind::EXEC_SQL | kind::QUERY_SQL => true,
             kind::LEADER | kind::CLIENT | kind::OPEN => false,
             kind::FINALIZE | kind::INTERRUPT..=kind::WEIGHT => false,
-            kind::HELLO..=kind::OUTCOME => false,
+            kind::HELLO..=kind::SCHEMA => false,
             _ => return Err(WireError::UnknownRequest(kind)),
         };
         if schema > u8::from(two_schemas) {
@@ -384,6 +389,7 @@ impl Request {
             kind::LEADER => Request::Leader,
             kind::DATABASES => Request::Databases,
             kind::STATUS => Request::Status,
+            kind::SCHEMA => Request::Schema,
             kind::CLIENT => Request::Client { id: reader.u64("a client id")? },
             kind::OPEN => Request::Open {
                 name: text(reader, "a database name")?,
@@ -450,7 +456,9 @@ impl Request {
 
     fn put(&self, out: &mut BytesMut) -> Result<(), WireError> {
         match self {
-            Request::Leader | Request::Databases | Request::Status => out.put_u64_le(0),
+            Request::Leader | Request::Databases | Request::Status | Request::Schema => {
+                out.put_u64_le(0);
+            }
             Request::Client { id }
             | Request::Remove { id }
             | Request::Transfer { id }

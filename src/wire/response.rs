@@ -12,6 +12,7 @@ use super::error::{Answer, WireError};
 use super::field::{Reader, len_u64, padding, put_blob, put_text};
 use super::files::put_file_head;
 use super::frame::{self, Frame};
+use super::schema::{self, SchemaStatus};
 use super::value::Text;
 
 /// The response types.
@@ -46,6 +47,8 @@ pub mod kind {
     pub const DATABASES_OK: u8 = 131;
     /// Ours: to Status.
     pub const STATUS_OK: u8 = 134;
+    /// Ours: to Schema.
+    pub const SCHEMA_OK: u8 = 136;
     /// Ours: to BEGIN under the id of a transaction that was committed before.
     pub const ALREADY_EXECUTED: u8 = 133;
 }
@@ -233,6 +236,8 @@ pub enum Response {
     },
     /// To Status.
     StatusOk(Status),
+    /// To Schema.
+    SchemaOk(SchemaStatus),
     /// To BEGIN under a request id: the transaction was committed before, and none was begun.
     AlreadyExecuted {
         /// Of the connection that committed it, after it.
@@ -276,6 +281,7 @@ impl Response {
             Response::DigestOk(_) => kind::DIGEST_OK,
             Response::DatabasesOk { .. } => kind::DATABASES_OK,
             Response::StatusOk(_) => kind::STATUS_OK,
+            Response::SchemaOk(_) => kind::SCHEMA_OK,
             Response::AlreadyExecuted { .. } => kind::ALREADY_EXECUTED,
         }
     }
@@ -336,6 +342,7 @@ impl Response {
             kind::DIGEST_OK => Response::DigestOk(read_digest(reader)?),
             kind::DATABASES_OK => Response::DatabasesOk { names: read_names(reader)? },
             kind::STATUS_OK => Response::StatusOk(read_status(reader)?),
+            kind::SCHEMA_OK => Response::SchemaOk(schema::read(reader)?),
             kind::ALREADY_EXECUTED => Response::AlreadyExecuted {
                 last_insert_id: reader.i64("a row id")?,
                 rows_affected: reader.u64("a count of rows")?,
@@ -389,6 +396,7 @@ impl Response {
                 names.iter().for_each(|name| put_text(out, name.as_bytes()));
             }
             Response::StatusOk(status) => put_status(out, status),
+            Response::SchemaOk(status) => schema::put(out, status),
             Response::AlreadyExecuted { last_insert_id, rows_affected, outcome } => {
                 out.put_i64_le(*last_insert_id);
                 out.put_u64_le(*rows_affected);

@@ -388,6 +388,7 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::Leader),
         Just(Request::Databases),
         Just(Request::Status),
+        Just(Request::Schema),
         number().prop_map(|id| Request::Client { id }),
         (text(), number(), text()).prop_map(|(name, flags, vfs)| Request::Open {
             name,
@@ -473,6 +474,33 @@ fn status() -> impl Strategy<Value = Status> {
     )
 }
 
+fn schema_status() -> impl Strategy<Value = SchemaStatus> {
+    let node = (any::<[u64; 3]>(), [text(), text(), text(), text()]).prop_map(
+        |([id, schema, api_extensions], [name, address, status, message])| SchemaNode {
+            id,
+            name,
+            address,
+            schema,
+            api_extensions,
+            status,
+            message,
+        },
+    );
+    let nodes = prop::collection::vec(node, 0..4);
+    (any::<[u64; 4]>(), nodes, [text(), text(), text()]).prop_map(
+        |([node, schema, api_extensions, open], nodes, [database, gate, trouble])| SchemaStatus {
+            node,
+            database,
+            schema,
+            api_extensions,
+            gate,
+            open,
+            nodes,
+            trouble,
+        },
+    )
+}
+
 fn response() -> impl Strategy<Value = (Response, Dialect)> {
     let number = any::<u64>;
     let today = prop_oneof![
@@ -511,6 +539,7 @@ fn response() -> impl Strategy<Value = (Response, Dialect)> {
         ),
         prop::collection::vec(text(), 0..5).prop_map(|names| Response::DatabasesOk { names }),
         status().prop_map(Response::StatusOk),
+        schema_status().prop_map(Response::SchemaOk),
         (any::<i64>(), number(), blob()).prop_map(|(last_insert_id, rows_affected, outcome)| {
             Response::AlreadyExecuted { last_insert_id, rows_affected, outcome }
         }),
@@ -555,7 +584,7 @@ proptest! {
 
     #[test]
     fn noise_never_panics(
-        kind in prop_oneof![0_u8..20, 128_u8..136, any::<u8>()], schema in 0_u8..3,
+        kind in prop_oneof![0_u8..20, 128_u8..137, any::<u8>()], schema in 0_u8..3,
         words in prop::collection::vec(
             prop_oneof![any::<u64>(), 0_u64..20, Just(u64::MAX), Just(0xEEEE_EEEE_EEEE_EEEE)], 1..20,
         ),

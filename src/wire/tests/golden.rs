@@ -91,6 +91,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("> Checkpoint", Request::Checkpoint { database: name() }),
         ("> RequestId", Request::RequestId { database: 1, id: *b"sixteen bytes...", age_ms: 1500 }),
         ("> Status", Request::Status),
+        ("> Schema", Request::Schema),
         ("> Outcome", Request::Outcome { database: 1, outcome: Bytes::from_static(b"order 7") }),
     ];
     all.extend(statements());
@@ -133,6 +134,28 @@ fn status() -> Status {
             member(4, "10.0.0.2:9001", response::NEVER_MS, "does not answer"),
         ],
         why: "no leader".into(),
+    }
+}
+
+fn schema_status() -> SchemaStatus {
+    let node = SchemaNode {
+        id: 3,
+        name: "node-3".into(),
+        address: "10.0.0.3:9001".into(),
+        schema: 3,
+        api_extensions: 2,
+        status: "Blocked".into(),
+        message: "waiting".into(),
+    };
+    SchemaStatus {
+        node: 2,
+        database: "main".into(),
+        schema: 3,
+        api_extensions: 2,
+        gate: "waits".into(),
+        open: 0,
+        nodes: vec![node],
+        trouble: "no leader".into(),
     }
 }
 
@@ -187,6 +210,7 @@ fn responses() -> Vec<(&'static str, Response, Dialect)> {
         ("< DatabasesOk", Response::DatabasesOk { names: vec!["shop".into(), "a".into()] }, now),
         ("< AlreadyExecuted", already_executed(), now),
         ("< StatusOk", Response::StatusOk(status()), now),
+        ("< SchemaOk", Response::SchemaOk(schema_status()), now),
     ]
 }
 
