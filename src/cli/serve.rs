@@ -72,24 +72,30 @@ async fn serve(
     };
     tracing::info!(%address, "serving");
     notify("READY=1");
-    let why = loop {
+    let ended = loop {
         tokio::select! {
-            why = stop.requested() => break why,
+            why = stop.requested() => break Ok(why),
             why = node.wait_fatal() => return Err(anyhow!("the node cannot go on: {why}").into()),
+            why = node.wait_gate_failed() => break Err(why),
             _ = reload.recv() => config = reloaded(&node, config, &load),
         }
     };
+    let why = ended.as_ref().map_or_else(String::clone, Why::to_string);
     tracing::info!(%why, "stopping");
     notify("STOPPING=1");
     let stopped = async {
-        match why {
-            Why::Signal(_) => node.stop().await,
+        match &ended {
             // So do all nodes that it started.
-            Why::ParentEnded => node.stop_with_cluster().await,
+            Ok(Why::ParentEnded) => node.stop_with_cluster().await,
+            Ok(Why::Signal(_)) | Err(_) => node.stop().await,
         }
     };
     tokio::select! {
-        () = stopped => Ok(()),
+        () = stopped => match ended {
+            Ok(_) => Ok(()),
+            // The gate was not passed.
+            Err(why) => Err(anyhow!(why).into()),
+        },
         () = stop.second_signal() => Err(anyhow!("ended at once by a second signal").into()),
         () = tokio::time::sleep(STOP_MAX) => Err(anyhow!(
             "the node did not stop within {} s and was ended; nothing acknowledged is lost",

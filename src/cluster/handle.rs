@@ -245,6 +245,8 @@ impl Cluster {
         watch: &dyn Watch,
         options: &WaitOptions,
     ) -> Result<(), Error> {
+        // What the log was told last.
+        let mut said = String::new();
         loop {
             // Before the look: what changes from here on is seen.
             let seen = watch.version();
@@ -256,10 +258,16 @@ impl Cluster {
             match done {
                 Ok(Status::Ready) => return Ok(()),
                 Ok(Status::Waiting(behind)) => {
-                    tracing::info!(behind, "waiting for other nodes to be upgraded");
+                    if said != behind.to_string() {
+                        tracing::info!(behind, "waiting for other nodes to be upgraded");
+                        said = behind.to_string();
+                    }
                 }
                 Err(error) if self.worth_waiting(&error, options) => {
-                    tracing::warn!(%error, "the gate is not open");
+                    if said != error.to_string() {
+                        tracing::warn!(%error, "the gate is not open; it will be tried again");
+                        said = error.to_string();
+                    }
                 }
                 Err(error) => return Err(error),
             }

@@ -23,6 +23,7 @@ use crate::raft::peers::PeerHooks;
 use crate::raft::snapshot::SnapshotSink;
 use crate::raft::view::IncomingSink;
 
+use super::gate::{self, NodeGate};
 use super::identity::StoredIdentity;
 
 /// A node asks to be a member, or whether it still is one, at its address.
@@ -133,6 +134,7 @@ pub struct Hooks {
     stored: StoredIdentity,
     joining: Mutex<()>,
     member: OnceLock<Weak<Member>>,
+    gate: OnceLock<Weak<NodeGate>>,
 }
 
 impl Hooks {
@@ -143,12 +145,16 @@ impl Hooks {
         executor: Executor,
         stored: StoredIdentity,
     ) -> Arc<Hooks> {
-        let (joining, member) = (Mutex::default(), OnceLock::new());
-        Arc::new(Hooks { disk, log, executor, stored, joining, member })
+        let (joining, member, gate) = (Mutex::default(), OnceLock::new(), OnceLock::new());
+        Arc::new(Hooks { disk, log, executor, stored, joining, member, gate })
     }
 
     /// The member is there: calls can be answered.
-    pub fn attach(&self, member: &Arc<Member>) {
+    pub fn attach(&self, member: &Arc<Member>, gate: Option<&Arc<NodeGate>>) {
+        if let Some(gate) = gate {
+            let first = self.gate.set(Arc::downgrade(gate));
+            debug_assert!(first.is_ok());
+        }
         let first = self.member.set(Arc::downgrade(member));
         debug_assert!(first.is_ok());
     }
@@ -162,6 +168,7 @@ impl PeerHooks for Hooks {
         body: Bytes,
     ) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let member = self.member.get().and_then(Weak::upgrade);
+        let gate = self.gate.get().and_then(Weak::upgrade);
         let (log, executor) = (self.log.clone(), self.executor);
         Box::pin(async move {
             let Some(member) = member else {
@@ -178,6 +185,10 @@ impl PeerHooks for Hooks {
                     Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
                 }
                 diagnosis::CALL_THERE => Ok(Bytes::new()),
+                gate::CALL_UPGRADED => {
+                    gate.inspect(|gate| gate.note_upgraded());
+                    Ok(Bytes::new())
+                }
                 repair::CALL_VIEW | repair::CALL_HASHES | repair::CALL_PAGES => {
                     member.answer_repair(kind, &body).await
                 }

@@ -5,7 +5,7 @@
 //! directory, recover the log (mended from peers where it is damaged), open the databases where
 //! their checkpoint left them, build consensus (which applies the rest of the log), start the
 //! member, run consensus, accept connections; then found a cluster or join one, if this node
-//! belongs to none ([`belonging`]).
+//! belongs to none ([`belonging`]), and pass the schema gate, if it has one ([`gate`]).
 //!
 //! *Invariant*: nothing is written before the configuration is found good and the address is
 //! bound; no connection is accepted before the state of before is applied.
@@ -14,6 +14,7 @@ mod belonging;
 mod calls;
 mod checkpoints;
 pub mod config;
+mod gate;
 mod identity;
 mod mend;
 pub mod offline;
@@ -26,6 +27,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::base::{Env, limits};
+use crate::cluster::Gate;
 use crate::disk::{Disk, RealDisk};
 use crate::log::Log;
 use crate::member::roles::Targets;
@@ -47,6 +49,7 @@ use crate::sqlite::TempSpace;
 
 use belonging::Belonging;
 use calls::Hooks;
+use gate::{NodeGate, Parts, Program};
 use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
@@ -94,6 +97,7 @@ pub struct Node {
     member: Arc<Member>,
     log: Log,
     disk: Arc<dyn Disk>,
+    gate: Option<Arc<NodeGate>>,
     stopping: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -102,6 +106,7 @@ impl Node {
     /// Starts a node on the real machine, on the runtime that this is called from.
     pub async fn start(config: Config) -> Result<Node, NodeError> {
         config.validate().map_err(|error| NodeError::Configuration(error.to_string()))?;
+        Program::read(&config)?;
         let listener = Listener::bind(&config.address).await.map_err(|error| {
             NodeError::Configuration(format!(
                 "address {}: {error}: choose another with --address",
@@ -116,6 +121,7 @@ impl Node {
     /// Starts a node on surroundings of the caller's.
     pub async fn start_on(config: Config, on: Surroundings) -> Result<Node, NodeError> {
         let Surroundings { listener, dialer, disk, env } = on;
+        let program = Program::read(&config)?;
         let known = StoredIdentity::load(&*disk)?;
         refuse_newer_formats(&*disk)?;
         let stored = identify(&config, known, &env)?;
@@ -140,7 +146,7 @@ impl Node {
         let state = log.state();
         let fresh = state.vote.is_none() && state.last.is_none();
         let lease = Arc::new(LeaseGuard::at_start(env.clock.clone(), &timeouts, fresh));
-        let network = Network::new(dialer, identity.clone(), lease.clone(), env.executor);
+        let network = Network::new(dialer.clone(), identity.clone(), lease.clone(), env.executor);
         let disturbed = Arc::new(Notify::new());
         let holds = PurgeHolds::new(env.clock.clone());
         let (of, told) = (catalog.clone(), disturbed.clone());
@@ -161,8 +167,18 @@ impl Node {
             options,
             disturbed,
         });
+        let parts = |program| Parts {
+            config: &config,
+            program,
+            member: &member,
+            network: &network,
+            dialer: &dialer,
+            identity: &identity,
+            disk: &disk,
+        };
+        let gate = program.map(|program| NodeGate::new(parts(program))).transpose()?;
         let hooks = Hooks::new(disk.clone(), log.clone(), env.executor, stored.clone());
-        hooks.attach(&member);
+        hooks.attach(&member, gate.as_ref());
         let peers = Arc::new(PeerHandler {
             raft: Arc::new(core.raft().clone()),
             identity: identity.clone(),
@@ -175,6 +191,7 @@ impl Node {
         let doors = Doors {
             member: member.clone(),
             peers,
+            schema: gate.as_ref().map(|gate| gate.desk()),
             connections_max: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
             frame_bytes_max: usize::try_from(config.limits.frame_bytes).unwrap_or(usize::MAX),
         };
@@ -198,7 +215,8 @@ impl Node {
             log: log.clone(),
         };
         tasks.push(tokio::spawn(belonging.keep(stopping.subscribe())));
-        Ok(Node { member, log, disk, stopping, tasks })
+        tasks.extend(gate.iter().flat_map(NodeGate::spawn));
+        Ok(Node { member, log, disk, gate, stopping, tasks })
     }
 
     /// The member's core, for an application that embeds the node.
@@ -236,6 +254,19 @@ impl Node {
             tracing::warn!("leadership was not taken over in time; stopping all the same");
         }
         self.member.leave_role(LEAVE_MAX).await;
+    }
+
+    /// Where its schema gate stands; `None` where it has none.
+    pub fn gate(&self) -> Option<watch::Receiver<Gate>> {
+        self.gate.as_ref().map(|gate| gate.state())
+    }
+
+    /// Waits until the node is to be stopped because it does not pass its schema gate, and says why.
+    pub async fn wait_gate_failed(&self) -> String {
+        match &self.gate {
+            Some(gate) => gate.wait_failed().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until the node cannot go on, and says why.

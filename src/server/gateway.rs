@@ -86,7 +86,7 @@ pub async fn serve(
     let (read, write) = tokio::io::split(stream);
     let decoder = FrameDecoder::new(doors.frame_bytes_max);
     let mut socket = Socket { read, write, decoder, ahead: VecDeque::new(), ended: false };
-    let mut client = Client::new(doors.member.clone(), handshake, whose);
+    let mut client = Client::new(doors, handshake, whose);
     match converse(&mut socket, &mut client, stopping).await {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {

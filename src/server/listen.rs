@@ -24,6 +24,7 @@ use crate::wire::Handshake;
 
 use super::gateway;
 use super::request::Whose;
+use super::schema::SchemaDesk;
 
 /// A listening socket.
 pub enum Listener {
@@ -129,6 +130,8 @@ pub struct Doors {
     pub member: Arc<Member>,
     /// Consensus, for peers.
     pub peers: Arc<PeerHandler>,
+    /// The schema gate, where the node has one.
+    pub schema: Option<Arc<SchemaDesk>>,
     /// Connections of clients at most.
     pub connections_max: usize,
     /// Bytes of one frame at most.

@@ -8,6 +8,7 @@
 //! | `request` | what each request does |
 //! | `sink` | rows, from SQLite straight into messages |
 //! | `dump` | a whole database, from a snapshot straight into a message |
+//! | `schema` | what is told of the schema gate |
 //!
 //! *Invariant*: no door decides what is true; it asks `member` and says what it was told. Memory
 //! for a connection is bounded by what it sent, by one batch of rows, and by a few pieces of a dump.
@@ -16,6 +17,8 @@ mod dump;
 pub mod gateway;
 pub mod listen;
 mod request;
+mod schema;
 mod sink;
 
 pub use listen::{Listener, serve};
+pub use schema::SchemaDesk;

@@ -22,6 +22,8 @@ use crate::wire::response::{self, Digest, NEVER_MS, NodeInfo, Status, StatusMemb
 use crate::wire::{self, Frame, Handshake, Params, Request, Response, Text, code};
 
 use super::dump::{self, Ended};
+use super::listen::Doors;
+use super::schema::SchemaDesk;
 use super::sink::RowsSink;
 
 /// dqlite's answer to Client; nobody enforces it.
@@ -113,9 +115,17 @@ pub enum Whose {
     Member,
 }
 
+async fn tell_schema(desk: Option<Arc<SchemaDesk>>) -> Result<Response, Refusal> {
+    match desk {
+        Some(desk) => Ok(Response::SchemaOk(desk.report().await)),
+        None => Err(Refusal::new(code::ERROR, "this node has no schema gate")),
+    }
+}
+
 /// The state of one connection.
 pub struct Client {
     member: Arc<Member>,
+    schema: Option<Arc<SchemaDesk>>,
     whose: Whose,
     legacy: bool,
     follower_reads: bool,
@@ -127,9 +137,10 @@ pub struct Client {
 
 impl Client {
     /// A connection that has just said its protocol.
-    pub fn new(member: Arc<Member>, handshake: Handshake, whose: Whose) -> Client {
+    pub fn new(doors: &Doors, handshake: Handshake, whose: Whose) -> Client {
         Client {
-            member,
+            member: doors.member.clone(),
+            schema: doors.schema.clone(),
             whose,
             legacy: handshake == Handshake::Legacy,
             follower_reads: false,
@@ -305,6 +316,7 @@ impl Client {
     ) -> JoinHandle<(Client, Reply)> {
         let mut client = Client {
             member: self.member.clone(),
+            schema: self.schema.clone(),
             open: self.open.take(),
             whose: self.whose,
             legacy: self.legacy,
@@ -375,6 +387,7 @@ impl Client {
                 change(&self.member, request).await.map(|()| Response::Empty)
             }
             Request::Digest { database, flags } => self.digest(&database, flags).await,
+            Request::Schema => tell_schema(self.schema.clone()).await,
             Request::Checkpoint { database } => self.checkpoint(&database).await,
             _ => Err(Refusal::new(code::PARSE, code::UNKNOWN_REQUEST)),
         };
