@@ -220,5 +220,9 @@ pub const SNAPSHOT_FAREWELL_MAX: Duration = Duration::from_secs(5);
 /// After a snapshot its follower has this long to take up the log.
 pub const LOG_HELD_AFTER_TRANSFER_MAX: Duration = Duration::from_secs(15);
 
+/// A member that is to vote and answers, but gets nothing new for so long, is given up: the vote may
+/// be given to it again when it has received its snapshot.
+pub const CATCH_UP_STALL_MAX: Duration = Duration::from_secs(30);
+
 /// A client that takes nothing of its answer for so long is cut off.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);

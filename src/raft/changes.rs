@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::types::{Peer, TypeConfig, leading_term};
-use crate::base::{Fate, MemberInfo, NodeId, Role};
+use crate::base::{Fate, MemberInfo, NodeId, Role, limits};
 
 /// A change that is not committed in this time may or may not be.
 const COMMIT_MAX: Duration = Duration::from_secs(30);
@@ -124,16 +124,20 @@ impl Core {
         .await
     }
 
-    /// Gives a member another role; one that is to vote is caught up first.
+    /// Gives a member another role; one that is to vote is caught up first, while other changes
+    /// may be made.
     pub async fn assign(&self, id: NodeId, role: Role, turn: Turn) -> Changed {
+        if role == Role::Voter {
+            self.leading()?;
+            self.member_without(role, id)?;
+            self.catch_up(id).await?;
+        }
         self.in_turn(turn, move |core| async move {
-            let member = core.member(id).ok_or(ChangeFailure::NotFound)?;
-            if member.role == role {
-                return Err(ChangeFailure::RoleNotValid);
-            }
+            let member = core.member_without(role, id)?;
             let only = BTreeSet::from([id]);
             if role == Role::Voter {
-                core.catch_up(id).await?;
+                // It waited for its turn, and a little was written meanwhile.
+                core.catch_up_to(id, core.leading()?, core.progress().0, SILENCE_MAX).await?;
                 return core.change(Change::AddVoterIds(only), true).await;
             }
             let peer = Peer { address: member.address.clone(), role };
@@ -240,6 +244,15 @@ impl Core {
         self.view().members.into_iter().find(|member| member.id == id)
     }
 
+    /// A member that is to get a role which it must not have yet.
+    fn member_without(&self, role: Role, id: NodeId) -> Result<MemberInfo, ChangeFailure> {
+        let member = self.member(id).ok_or(ChangeFailure::NotFound)?;
+        match member.role == role {
+            true => Err(ChangeFailure::RoleNotValid),
+            false => Ok(member),
+        }
+    }
+
     fn is_joint(&self) -> bool {
         let server = self.server.borrow_watched();
         server.membership_config.membership().get_joint_config().len() > 1
@@ -317,7 +330,8 @@ impl Core {
         let term = self.leading()?;
         for _ in 0..ROUNDS_MAX {
             let began = Instant::now();
-            self.catch_up_to(id, term, self.progress().0).await?;
+            let last = self.progress().0;
+            self.catch_up_to(id, term, last, limits::CATCH_UP_STALL_MAX).await?;
             if began.elapsed() < ROUND_MAX {
                 return Ok(());
             }
@@ -325,14 +339,37 @@ impl Core {
         Err(ChangeFailure::NotCaughtUp(id, "it is too slow for what is written"))
     }
 
-    async fn catch_up_to(&self, id: NodeId, term: u64, target: Option<u64>) -> Changed {
+    /// Waits until a member has the entry `target`; no longer than `stall_max` while it gets
+    /// nothing new at all.
+    async fn catch_up_to(
+        &self,
+        id: NodeId,
+        term: u64,
+        target: Option<u64>,
+        stall_max: Duration,
+    ) -> Changed {
         let began = Instant::now();
+        let (mut most, mut moved) = (self.matched(id), began);
         loop {
             if self.leading() != Ok(term) {
                 return Err(ChangeFailure::LeadershipLost);
             }
-            if self.matched(id) >= target {
+            if self.member(id).is_none() {
+                return Err(ChangeFailure::NotFound);
+            }
+            let matched = self.matched(id);
+            if matched >= target {
                 return Ok(());
+            }
+            if matched > most {
+                (most, moved) = (matched, Instant::now());
+            }
+            if moved.elapsed() > stall_max {
+                return Err(ChangeFailure::NotCaughtUp(
+                    id,
+                    "it answers, and has got nothing new for too long: its log says whether it \
+                     is still receiving a snapshot, or has no room for one; try again then",
+                ));
             }
             let silence = self.silences().get(&id).copied().flatten();
             if began.elapsed().min(silence.unwrap_or(Duration::MAX)) > SILENCE_MAX {
