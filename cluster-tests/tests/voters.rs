@@ -2,8 +2,10 @@
 //! cannot be caught up, a voter that stops where no other member could vote instead.
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::raw::Raw;
 use cluster_tests::{Cluster, Options, wait_for};
 use quire::driver::{Client, DriverError, Options as ClientOptions, Role, Value};
+use quire::wire::Request;
 
 /// Roles are kept, and quickly: a member that is away for two seconds is replaced.
 fn automatic(nodes: usize) -> Options {
@@ -175,5 +177,103 @@ async fn of_two_members_either_may_stop() -> Result<()> {
         cluster.wait_for_roles(roles).await?;
     }
     assert_eq!(count(&cluster.client()?).await?, 2);
+    Ok(())
+}
+
+/// A stand-by that was heard a moment ago and has all the log may have stopped since. Only one that
+/// describes itself when it is asked gets the vote of a member that stops.
+#[tokio::test]
+async fn a_stand_by_that_says_nothing_is_no_heir() -> Result<()> {
+    let mut cluster = Cluster::start_with(automatic(3)).await?;
+    create(&cluster.client()?).await?;
+    let silent = cluster.grow()?;
+    cluster.wait_for_roles("VVVS").await?;
+    let leader = cluster.wait_for_leader().await?;
+    let stopped = (1..=3).find(|of| *of != leader).context("a follower")?;
+    cluster.pause(silent)?;
+    assert_eq!(cluster.stop(stopped)?, Some(0));
+    wait_for("the three to vote as before", async || {
+        Ok(cluster.roles().await.starts_with("VVV").then_some(()))
+    })
+    .await?;
+    insert(&patient(&cluster)?, 1).await?;
+    // When it speaks again it votes instead of the one that stays away.
+    cluster.resume(silent)?;
+    let roles: String = (1..=4).map(|of| if of == stopped { '-' } else { 'V' }).collect();
+    cluster.wait_for_roles(&roles).await?;
+    insert(&patient(&cluster)?, 2).await
+}
+
+// ---- changes that could never be committed
+
+/// Of three voters one is paused. To take the vote of one of the other two would leave two voters,
+/// of which one answers: that change, and every later one, could never be committed.
+#[tokio::test]
+async fn a_vote_is_not_taken_where_the_rest_has_no_majority() -> Result<()> {
+    let mut cluster = Cluster::start_by_hand(3).await?;
+    create(&cluster.client()?).await?;
+    let leader = cluster.wait_for_leader().await?;
+    let mut followers = (1..=3).filter(|of| *of != leader);
+    let (paused, living) = followers.next().zip(followers.next()).context("two followers")?;
+    cluster.pause(paused)?;
+    let client = patient(&cluster)?;
+    let why = format!("without node {living} only 1 of 2 voters answer");
+    let changes = [
+        client.remove(id(living)).await,
+        client.assign(id(living), Role::Spare).await,
+        client.assign(id(living), Role::Standby).await,
+    ];
+    for change in changes {
+        match change {
+            Err(DriverError::Sqlite { code: 1, message, .. }) => {
+                ensure!(message.contains(&why), "{message}")
+            }
+            other => anyhow::bail!("a vote was taken: {other:?}"),
+        }
+    }
+    cluster.wait_for_roles("VVV").await?;
+    insert(&client, 1).await?;
+    // The vote of the one that does not answer may be taken, and then there are two that do.
+    client.assign(id(paused), Role::Spare).await?;
+    let roles: String = (1..=3).map(|of| if of == paused { '-' } else { 'V' }).collect();
+    cluster.wait_for_roles(&roles).await?;
+    cluster.resume(paused)?;
+    insert(&client, 2).await?;
+    assert_eq!(count(&client).await?, 2);
+    Ok(())
+}
+
+/// A change waits for a majority that is away; the next one is told so in dqlite's words.
+#[tokio::test]
+async fn one_change_is_made_at_a_time() -> Result<()> {
+    let mut cluster = Cluster::start_by_hand(3).await?;
+    let leader = cluster.wait_for_leader().await?;
+    let followers: Vec<usize> = (1..=3).filter(|of| *of != leader).collect();
+    let mut first = Raw::connect(cluster.address(leader)).await?;
+    let mut second = Raw::connect(cluster.address(leader)).await?;
+    for of in &followers {
+        cluster.pause(*of)?;
+    }
+    let ghost = cluster_tests::free_address()?;
+    let add = Request::Add { id: 9, address: ghost.as_str().into() };
+    let told = async {
+        let told = wait_for("the second change to be refused", async || {
+            let failure = second.ask(&Request::Remove { id: 77 }).await?.failure();
+            let (code, text) = failure.context("a member that is none was removed")?;
+            Ok((text != "server ID is not valid").then_some((code, text)))
+        });
+        let told = told.await;
+        for of in &followers {
+            cluster.resume(*of)?;
+        }
+        anyhow::Ok(told?)
+    };
+    let (added, told) = tokio::join!(first.ask(&add), told);
+    assert_eq!(told?, (5, "a configuration change is already in progress".to_owned()));
+    // The others may have elected another leader when they went on.
+    if added?.failure().is_none() {
+        let members = patient(&cluster)?.cluster().await?;
+        ensure!(members.iter().any(|member| member.id == 9), "{members:?}");
+    }
     Ok(())
 }

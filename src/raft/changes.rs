@@ -41,7 +41,7 @@ const ROUNDS_MAX: usize = 100;
 /// How often a member's progress is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A voter that has answered within this time is there.
+/// A voter that is there answers within this time.
 const ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// Why the membership was not changed. The texts are dqlite's where it has one.
@@ -277,12 +277,14 @@ impl Core {
     /// Without `id` the voters must still have a majority that answers: a change that takes the
     /// last one away can never be committed, nor taken back.
     async fn check_rest_answers(&self, id: NodeId) -> Changed {
-        let deadline = Instant::now() + ANSWERS_MAX;
+        let began = Instant::now();
         loop {
             let silences = self.silences();
+            // To something that was sent since: who was there a moment ago may be gone.
             let answers = |member: &MemberInfo| {
                 let silence = silences.get(&member.id).copied().flatten();
-                self.is_self(member.id) || silence.is_some_and(|silence| silence <= ANSWERS_MAX)
+                let heard = silence.is_some_and(|silence| silence < began.elapsed());
+                self.is_self(member.id) || heard
             };
             let members = self.view().members;
             let rest: Vec<_> =
@@ -291,8 +293,7 @@ impl Core {
             if answering * 2 > rest.len() {
                 return Ok(());
             }
-            // A new leader has not heard of anybody yet.
-            if Instant::now() >= deadline {
+            if began.elapsed() >= ANSWERS_MAX {
                 return Err(ChangeFailure::Refused(format!(
                     "without node {id} only {answering} of {} voters answer, and no change could \
                      be committed any more: start the others, or remove those that are gone first",
