@@ -1,5 +1,6 @@
 //! Changes of the membership: who is a member, in which role, at which address. One at a time, on
-//! the leader; each is finished in a task of its own, whoever asked for it.
+//! the leader; each is finished in a task of its own, whoever asked for it. A member that is to
+//! vote is caught up before that, in nobody's way.
 //!
 //! openraft knows voters and learners. Stand-bys and spares are learners both; which of the two
 //! one is stands beside its address. A change of the voters goes through a joint membership, and a
