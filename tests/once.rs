@@ -448,7 +448,7 @@ fn what_the_file_says_is_known_of_the_nodes_own_statements_too() {
     replicas.leader.store.rewind();
     replicas.leader.store.open_slot(1);
     let error = writer.find_request(&again(1)).unwrap_err();
-    assert!(matches!(error.cause, Some(PagesError::Rewound)), "{error:?}");
+    assert!(matches!(error.cause.as_deref(), Some(PagesError::Rewound)), "{error:?}");
     assert!(matches!(Failure::from(error), Failure::NotLeader));
     drop(writer);
 
@@ -462,7 +462,7 @@ fn what_the_file_says_is_known_of_the_nodes_own_statements_too() {
     let stored = Stored::Transaction { last_insert_rowid: 0, changes: 0, outcome: vec![] };
     let error = writer.remember_transaction(&first(2), &stored).unwrap_err();
     replicas.leader.disk.heal();
-    assert!(matches!(error.cause, Some(PagesError::Io(_))), "{error:?}");
+    assert!(matches!(error.cause.as_deref(), Some(PagesError::Io(_))), "{error:?}");
     assert!(writer.is_autocommit(), "SQLite ends a transaction whose pages cannot be read");
     assert_eq!(replicas.one("SELECT count(*) FROM _quire_requests"), "1");
 }

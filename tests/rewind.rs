@@ -505,7 +505,10 @@ fn a_rewind_between_the_look_and_the_snapshot() {
             }
         });
         let error = fails(&old, &sql);
-        assert!(matches!(error.cause, Some(PagesError::Rewound)), "round {round}: {error:?}");
+        assert!(
+            matches!(error.cause.as_deref(), Some(PagesError::Rewound)),
+            "round {round}: {error:?}"
+        );
         assert!(old.check_stands().is_err());
     }
 }

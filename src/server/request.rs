@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::base::{DatabaseName, RequestId, Role, address, limits};
+use crate::base::{DatabaseName, RequestId, Role, address};
 use crate::member::{Failure, Member, ReadLevel, Session};
 use crate::pages::Store;
 use crate::raft::ChangeFailure;
@@ -23,6 +23,7 @@ use crate::wire::{self, Frame, Handshake, Params, Request, Response, Text, code}
 
 use super::dump::{self, Ended};
 use super::sink::RowsSink;
+use super::statements::Statements;
 
 /// dqlite's answer to Client; nobody enforces it.
 const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
@@ -103,55 +104,6 @@ impl Open {
         // What is sent for the first time to one that leads in one term goes to no other.
         let elsewhere = !age.is_zero() || self.term.is_none();
         self.session.set_request(id, age.saturating_add(on_its_way), elsewhere);
-    }
-}
-
-/// The texts of a connection's prepared statements, by their ids.
-#[derive(Default)]
-struct Statements {
-    texts: Vec<Option<Arc<str>>>,
-    /// Of all of them.
-    bytes: usize,
-}
-
-impl Statements {
-    /// Keeps a text under the lowest free id.
-    fn add(&mut self, sql: &str) -> Result<u32, Refusal> {
-        let free = self.texts.iter().position(Option::is_none);
-        let at = free.unwrap_or(self.texts.len());
-        let finalize = "finalize those that are not needed any more";
-        if at >= limits::PREPARED_STATEMENTS_MAX {
-            let text = format!("this connection has {at} prepared statements: {finalize}");
-            return Err(Refusal { code: code::ERROR, text });
-        }
-        let bytes = self.bytes.saturating_add(sql.len());
-        if bytes > limits::PREPARED_BYTES_MAX {
-            let text = format!(
-                "the texts of this connection's prepared statements would come to {bytes} bytes, of \
-                 {} at most: {finalize}",
-                limits::PREPARED_BYTES_MAX
-            );
-            return Err(Refusal { code: code::ERROR, text });
-        }
-        match self.texts.get_mut(at) {
-            Some(slot) => *slot = Some(sql.into()),
-            None => self.texts.push(Some(sql.into())),
-        }
-        self.bytes = bytes;
-        Ok(u32::try_from(at).unwrap_or(u32::MAX))
-    }
-
-    fn get(&self, statement: u32) -> Option<Arc<str>> {
-        let at = usize::try_from(statement).ok()?;
-        self.texts.get(at)?.clone()
-    }
-
-    /// Forgets one. Whether it was there.
-    fn remove(&mut self, statement: u32) -> bool {
-        let slot = usize::try_from(statement).ok().and_then(|at| self.texts.get_mut(at));
-        let text = slot.and_then(Option::take);
-        self.bytes -= text.as_ref().map_or(0, |text| text.len());
-        text.is_some()
     }
 }
 
@@ -515,7 +467,8 @@ impl Client {
         if !tail && !crate::sqlite::text::is_blank(rest) {
             return Err(Failure::NonemptyTail.into());
         }
-        let statement = open.statements.add(sql.get(..bytes).unwrap_or(sql))?;
+        let statement = open.statements.add(sql.get(..bytes).unwrap_or(sql));
+        let statement = statement.map_err(|text| Refusal { code: code::ERROR, text })?;
         Ok(Response::Stmt {
             database: 0,
             statement,
