@@ -545,6 +545,12 @@ async fn a_repeat_is_looked_for_before_it_is_prepared() {
     shared.set_request(RequestId([7; 16]), Duration::ZERO, false);
     let first = exec(&mut shared, sql).await.unwrap();
     exec(&mut shared, "DROP TABLE gone").await.unwrap();
+    // Connections that have read the schema since, and have kept no statement from before.
+    for n in 0..100 {
+        for session in [&mut shared, &mut own] {
+            exec(session, &format!("SELECT {n} FROM t WHERE id < 0")).await.unwrap();
+        }
+    }
     for session in [&mut shared, &mut own] {
         session.set_request(RequestId([7; 16]), Duration::from_secs(1), true);
         let again = exec(session, sql).await.unwrap();

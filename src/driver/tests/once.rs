@@ -154,3 +154,24 @@ async fn a_repeat_of_a_prepared_statement_is_not_prepared_again() {
     statement.execute(vec![]).await.unwrap();
     assert_eq!(fake.sql(), [sql]);
 }
+
+/// A server takes an id to be as old as its own last answer on the connection: a new one on a
+/// connection that had been idle looked as if it could have been forgotten.
+#[tokio::test]
+async fn an_id_on_an_idle_connection_goes_behind_a_fresh_answer() {
+    let fake = knowing().await;
+    let client = client(&[&fake]);
+    let db = client.database("db");
+    let once = async || {
+        let told = db.execute_once(&client.request_id(), INSERT, vec![]).await;
+        assert!(told.is_ok(), "{told:?}");
+        fake.count(kind::LEADER)
+    };
+    let asked = once().await;
+    assert_eq!(once().await, asked);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(1500)).await;
+    tokio::time::resume();
+    assert_eq!(once().await, asked + 1);
+    assert_eq!(ids(&fake).len(), 3);
+}
