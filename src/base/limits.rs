@@ -205,6 +205,12 @@ pub const WRITER_CACHE_KIB: u32 = 16 << 10;
 /// databases.
 pub const SPILLED_BEFORE_CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
 
+/// A connection may have so many prepared statements.
+pub const PREPARED_STATEMENTS_MAX: usize = 4096;
+
+/// ... and their texts so many bytes together: two of the longest that SQLite takes.
+pub const PREPARED_BYTES_MAX: usize = 32 << 20;
+
 /// Requests that a client may send ahead of their answers.
 pub const REQUESTS_AHEAD_MAX: usize = 64;
 
