@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use quire::base::RequestId;
 use quire::disk::FakeDisk;
 use quire::driver::{Client, DriverError};
 use quire::member::{Failure, Member, ReadLevel, Session};
@@ -205,5 +206,126 @@ async fn the_first_of_three_proposals_is_refused_and_the_others_are_appended() {
     insert(&member, 5).await.unwrap();
     assert_eq!(integers(&client, "SELECT id FROM t").await, [1, 5]);
     trio.agree().await;
+    trio.stop_all().await;
+}
+
+/// A leader, and a connection to its head that its proposer knows nothing of: what it executes is
+/// applied by nobody.
+async fn ahead(trio: &Trio) -> (Arc<Member>, Connection) {
+    let setup = "CREATE TABLE t(id INTEGER PRIMARY KEY); INSERT INTO t VALUES(1)";
+    trio.client().database("shop").execute_batch(setup).await.unwrap();
+    let leader = trio.leader().await;
+    let options = ConnectionOptions {
+        view: View::Head,
+        shared: false,
+        transaction_bytes_max: 1 << 20,
+        cache_kib: 100,
+        space: TempSpace::new(Arc::new(FakeDisk::unrecorded()), 1 << 20),
+        time_limit: None,
+    };
+    let writer = Connection::open(trio.store(leader), &options).unwrap();
+    writer.link().allow_write(true);
+    (trio.member(leader).clone(), writer)
+}
+
+fn session(member: &Arc<Member>) -> Session {
+    Session::new(member.clone(), member.find_database(&shop()).unwrap())
+}
+
+async fn exec(session: &mut Session, sql: &str) -> Result<Ran, Failure> {
+    session.exec(sql, vec![], &Cancel::default()).await
+}
+
+/// Prepare within a transaction told the columns of a table that another session had made and that
+/// no quorum knew of. Leadership was lost, the table was dropped with it, and a client knew of it.
+#[tokio::test(start_paused = true)]
+async fn prepare_within_a_transaction_waits_for_what_it_tells() {
+    let trio = Trio::start().await;
+    let (member, writer) = ahead(&trio).await;
+    let store = writer.link().store().clone();
+    let mut reading = session(&member);
+    exec(&mut reading, "BEGIN").await.unwrap();
+    common::run(&writer, "CREATE TABLE mine(a, b, c)");
+    let mut preparing = Box::pin(reading.describe("SELECT * FROM mine WHERE a = ?"));
+    assert!(preparing.as_mut().now_or_never().is_none(), "told before it was applied");
+    store.rewind();
+    let told = preparing.await;
+    assert!(matches!(told, Err(Failure::NotLeader)), "{told:?}");
+    assert!(!reading.in_transaction(), "what it has seen is gone");
+    trio.stop_all().await;
+}
+
+/// The same, of a table that the session's own connection knew already: SQLite does not look at the
+/// file again to prepare.
+#[tokio::test(start_paused = true)]
+async fn prepare_from_a_schema_that_was_read_before_waits_too() {
+    let trio = Trio::start().await;
+    let (member, writer) = ahead(&trio).await;
+    let mut own = session(&member);
+    exec(&mut own, "CREATE TEMP TABLE kept(a)").await.unwrap();
+    common::run(&writer, "CREATE TABLE mine(a, b, c)");
+    for attempt in 1..=2 {
+        let told = own.describe("SELECT * FROM mine").await;
+        assert!(matches!(told, Err(Failure::NotLeader)), "attempt {attempt}: {told:?}");
+    }
+    trio.stop_all().await;
+}
+
+/// A script rolled the transaction of a request id back and began another, which was committed
+/// under that id: its repeat was told that it had been executed, and was not run.
+#[tokio::test(start_paused = true)]
+async fn the_id_of_a_transaction_ends_with_it() {
+    let trio = Trio::start().await;
+    let (member, writer) = ahead(&trio).await;
+    drop(writer);
+    let mut session = session(&member);
+    for (number, rest) in [
+        "INSERT INTO t VALUES(10); ROLLBACK; BEGIN; INSERT INTO t VALUES(11); COMMIT",
+        "INSERT INTO t VALUES(20); ROLLBACK; SAVEPOINT s; INSERT INTO t VALUES(21); COMMIT",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = RequestId([number as u8; 16]);
+        session.set_request(id, Duration::ZERO, false);
+        exec(&mut session, "BEGIN IMMEDIATE").await.unwrap();
+        exec(&mut session, rest).await.unwrap();
+        session.set_request(id, Duration::from_secs(1), true);
+        exec(&mut session, "BEGIN IMMEDIATE").await.unwrap();
+        exec(&mut session, "ROLLBACK").await.unwrap();
+    }
+    assert_eq!(integers(&trio.client(), "SELECT id FROM t").await, [1, 11, 21]);
+    trio.stop_all().await;
+}
+
+/// A repeat of a statement that began with WITH, or ran on a session's own connection, was prepared
+/// before it was looked for: where its table was gone meanwhile its caller was told so, as if it had
+/// never been executed.
+#[tokio::test(start_paused = true)]
+async fn a_repeat_is_looked_for_before_it_is_prepared() {
+    let trio = Trio::start().await;
+    let (member, writer) = ahead(&trio).await;
+    drop(writer);
+    let sql = "WITH n(i) AS (VALUES(5)) INSERT INTO gone SELECT i FROM n";
+    let (mut shared, mut own) = (session(&member), session(&member));
+    exec(&mut shared, "CREATE TABLE gone(a)").await.unwrap();
+    exec(&mut own, "CREATE TEMP TABLE kept(a)").await.unwrap();
+    shared.set_request(RequestId([7; 16]), Duration::ZERO, false);
+    let first = exec(&mut shared, sql).await.unwrap();
+    exec(&mut shared, "DROP TABLE gone").await.unwrap();
+    // Connections that have read the schema since, and have kept no statement from before.
+    for n in 0..100 {
+        for session in [&mut shared, &mut own] {
+            exec(session, &format!("SELECT {n} FROM t WHERE id < 0")).await.unwrap();
+        }
+    }
+    for session in [&mut shared, &mut own] {
+        session.set_request(RequestId([7; 16]), Duration::from_secs(1), true);
+        let again = exec(session, sql).await.unwrap();
+        assert_eq!(again.last_insert_rowid, first.last_insert_rowid);
+        session.set_request(RequestId([8; 16]), Duration::ZERO, false);
+        let error = exec(session, sql).await.unwrap_err();
+        assert_eq!(error.to_string(), "no such table: gone");
+    }
     trio.stop_all().await;
 }

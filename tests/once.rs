@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use common::{Collected, Replicas, apply, fails, one, query, run};
 use quire::base::{RequestId, limits};
+use quire::member::Failure;
+use quire::pages::PagesError;
 use quire::pages::store::ApplyOutcome;
 use quire::sqlite::{
     Cancel, Connection, Ran, Request, Retention, SqlError, Stored, Surplus, Value, View,
@@ -17,11 +19,13 @@ const NOW: Duration = Duration::from_secs(1_800_000_000);
 
 fn first(id: u8) -> Request {
     let id = RequestId([id; 16]);
-    Request { id, age: Duration::ZERO, now: NOW, retention: Retention::default() }
+    let retention = Retention::default();
+    Request { id, age: Duration::ZERO, elsewhere: false, now: NOW, retention }
 }
 
 fn again(id: u8) -> Request {
-    Request { age: Duration::from_secs(1), now: NOW + Duration::from_secs(1), ..first(id) }
+    let (age, now) = (Duration::from_secs(1), NOW + Duration::from_secs(1));
+    Request { age, elsewhere: true, now, ..first(id) }
 }
 
 fn once_with(
@@ -240,7 +244,7 @@ fn what_is_remembered_has_a_bound() {
     let kept_for = Duration::from_secs(3600);
     let retention = Retention { bytes_max: each * 10, kept_for };
     let at = |id: u8, second: u64| {
-        let now = NOW + Duration::from_secs(second);
+        let now = NOW + Duration::from_millis(second * 1000 + u64::from(id));
         Request { retention, now, ..first(id) }
     };
     for id in 0..100 {
@@ -269,8 +273,9 @@ fn a_repeat_that_comes_too_late_is_refused() {
     let retention = Retention { bytes_max: 400, ..Retention::default() };
     let at = |id: u8, second: u64, age: u64| Request {
         retention,
-        now: NOW + Duration::from_secs(second),
+        now: NOW + Duration::from_millis(second * 1000 + u64::from(id)),
         age: Duration::from_secs(age),
+        elsewhere: age > 0,
         ..first(id)
     };
     let sql = "INSERT INTO t(b) VALUES(NULL)";
@@ -289,6 +294,31 @@ fn a_repeat_that_comes_too_late_is_refused() {
     assert_eq!(replicas.leader.store.head(), head);
     // One that was first sent after all that was forgotten was not executed.
     once(&writer, &at(11, 200, 60), sql).unwrap();
+    assert_eq!(one(&writer, "SELECT count(*) FROM t"), "10");
+}
+
+/// What was sent for the first time was always run: also where it came so late that a repeat, sent
+/// after it, had overtaken it and was forgotten already.
+#[test]
+fn a_first_sending_that_comes_too_late_is_refused() {
+    let (replicas, writer) = replicas();
+    let retention = Retention { bytes_max: 400, ..Retention::default() };
+    let at = |id: u8, second: u64| Request {
+        retention,
+        now: NOW + Duration::from_secs(second),
+        ..first(id)
+    };
+    let sql = "INSERT INTO t(b) VALUES(NULL)";
+    for id in 1..10 {
+        once(&writer, &at(id, u64::from(id)), sql).unwrap();
+    }
+    let head = replicas.leader.store.head();
+    let late = |id: u8, seconds: u64| Request { age: Duration::from_secs(seconds), ..at(id, 20) };
+    let error = once(&writer, &late(1, 19), sql).unwrap_err();
+    assert_eq!(error.code, Request::FORGOTTEN);
+    assert_eq!(replicas.leader.store.head(), head);
+    // One clock only, and nothing is said of the others': the five seconds are not needed.
+    once(&writer, &late(10, 10), sql).unwrap();
     assert_eq!(one(&writer, "SELECT count(*) FROM t"), "10");
 }
 
@@ -405,4 +435,34 @@ fn any_statement_that_writes() {
     assert_eq!(replicas.one("SELECT count(*) FROM v"), "3");
     assert_eq!(replicas.one("PRAGMA user_version"), "7");
     assert_eq!(replicas.one("SELECT count(*) FROM f('tea')"), "1");
+}
+
+/// Where leadership was lost between a BEGIN with an id and the look-up of the id, or a COMMIT met a
+/// disk that failed, SQLite's own code 10 was all that was told: the client did not look for another
+/// node.
+#[test]
+fn what_the_file_says_is_known_of_the_nodes_own_statements_too() {
+    let (mut replicas, writer) = replicas();
+    once(&writer, &first(1), "INSERT INTO t(b) VALUES(1)").unwrap();
+    run(&writer, "BEGIN");
+    replicas.leader.store.rewind();
+    replicas.leader.store.open_slot(1);
+    let error = writer.find_request(&again(1)).unwrap_err();
+    assert!(matches!(error.cause.as_deref(), Some(PagesError::Rewound)), "{error:?}");
+    assert!(matches!(Failure::from(error), Failure::NotLeader));
+    drop(writer);
+
+    let writer = replicas.writer();
+    once(&writer, &first(1), "INSERT INTO t(b) VALUES(1)").unwrap();
+    replicas.replicate();
+    replicas.leader.checkpoint();
+    let writer = replicas.writer();
+    run(&writer, "BEGIN IMMEDIATE; INSERT INTO t(b) VALUES(2)");
+    (0..10_000).for_each(|read| replicas.leader.disk.fail_read(read));
+    let stored = Stored::Transaction { last_insert_rowid: 0, changes: 0, outcome: vec![] };
+    let error = writer.remember_transaction(&first(2), &stored).unwrap_err();
+    replicas.leader.disk.heal();
+    assert!(matches!(error.cause.as_deref(), Some(PagesError::Io(_))), "{error:?}");
+    assert!(writer.is_autocommit(), "SQLite ends a transaction whose pages cannot be read");
+    assert_eq!(replicas.one("SELECT count(*) FROM _quire_requests"), "1");
 }

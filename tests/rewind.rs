@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Member, Replicas, apply, fails, one, query, run};
 use futures::FutureExt;
@@ -464,4 +465,50 @@ fn rewinds_while_another_thread_commits() {
     replicas.index = index;
     run(&replicas.writer(), "INSERT INTO t VALUES(5)");
     replicas.replicate();
+}
+
+/// A connection looked whether what it held still stands, then leadership was lost and came back,
+/// and then it took its snapshot: of the new history, which was noted as what it holds. From then
+/// on it was believed for ever, with the schema of the old one.
+#[test]
+fn a_rewind_between_the_look_and_the_snapshot() {
+    let (replicas, writer) = replicas();
+    drop(writer);
+    let store = &replicas.leader.store;
+    for round in 0..50 {
+        // So much that dropping it takes a while, in which others wait for their snapshots.
+        let writer = replicas.writer();
+        let table = format!("CREATE TABLE mine{round}(a, b)");
+        let fill = format!(
+            "{} INSERT INTO mine{round} SELECT i, randomblob(3000) FROM c",
+            common::numbers(1000)
+        );
+        run(&writer, &table);
+        run(&writer, &fill);
+        let old = replicas.deferred();
+        let sql = format!("SELECT count(*) FROM sqlite_schema WHERE name = 'mine{round}'");
+        assert_eq!(one(&old, &sql), "1");
+        let (reading, rewound) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !reading.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                store.rewind();
+                store.open_slot(1);
+                rewound.store(true, Ordering::Release);
+            });
+            while !rewound.load(Ordering::Acquire) {
+                // It may fail already.
+                let _ = common::try_run(&old, &sql, &[]);
+                reading.store(true, Ordering::Release);
+            }
+        });
+        let error = fails(&old, &sql);
+        assert!(
+            matches!(error.cause.as_deref(), Some(PagesError::Rewound)),
+            "round {round}: {error:?}"
+        );
+        assert!(old.check_stands().is_err());
+    }
 }

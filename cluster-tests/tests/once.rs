@@ -168,6 +168,38 @@ async fn a_repeat_while_the_first_still_runs() -> Result<()> {
     Ok(())
 }
 
+/// A first sending was on its way for so long that a repeat, sent after it on another connection, was
+/// executed and forgotten before it came; it was executed a second time. What a connection sends is
+/// taken to be as old as the last answer on it.
+#[tokio::test]
+async fn a_first_sending_that_a_repeat_has_overtaken_is_not_run_again() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let (mut late, mut raw) = (cluster.raw("late").await?, cluster.raw("late").await?);
+    raw.run("CREATE TABLE t(a)").await?;
+    let insert = exec_sql("INSERT INTO t VALUES(1)");
+    let again = Request::RequestId { database: 0, id: [1; 16], age_ms: 1 };
+    raw.send(&[again, insert.clone()]).await?;
+    ensure!(raw.answer().await? == Said::Message(Response::Empty));
+    ensure!(raw.answer().await?.failure().is_none());
+    // So much that it is forgotten.
+    let large = query_sql("INSERT INTO t VALUES(2) RETURNING zeroblob(65000)");
+    for number in 0..600_u128 {
+        let id = (number << 8 | 2).to_le_bytes();
+        raw.send(&[Request::RequestId { database: 0, id, age_ms: 0 }, large.clone()]).await?;
+        ensure!(raw.answer().await? == Said::Message(Response::Empty));
+        let said = raw.answer().await?;
+        ensure!(matches!(said, Said::Rows(..)), "{number}: {said:?}");
+    }
+    let said = once(&mut late, 1, insert.clone()).await?;
+    let (code, text) = said.failure().with_context(|| format!("{said:?}"))?;
+    assert!(code == 1101 && text.contains("not executed now"), "{code} {text}");
+    assert_eq!(raw.integer("SELECT count(*) FROM t WHERE a = 1").await?, 1);
+    // That was its answer: what it sends now is younger.
+    let told = once(&mut late, 3, insert).await?;
+    assert_eq!(told.failure(), None);
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_shell_does_not_show_the_table_of_requests() -> Result<()> {
     let cluster = CLUSTER.get().await?;

@@ -3,9 +3,9 @@
 //! begins.
 
 use anyhow::{Context, Result, ensure};
-use cluster_tests::raw::{INTERRUPT, Raw, Said, exec_sql, query_sql};
+use cluster_tests::raw::{INTERRUPT, Raw, Said, add_rows, exec_sql, query_sql};
 use cluster_tests::{Cluster, Options, Shared};
-use quire::wire::{Handshake, Params, Request, Response, Value};
+use quire::wire::{End, Handshake, Params, Request, Response, Value};
 
 static CLUSTER: Shared = Shared::new(|| Options::new(3));
 
@@ -116,6 +116,26 @@ async fn without_a_database_each_request_says_so_and_a_follower_says_who_it_is_n
     }
     assert_eq!(raw.ask(&finalize(0)).await?.failure(), none(NO_DATABASE));
     ensure!(matches!(raw.ask(&Request::Leader).await?, Said::Message(Response::Node { .. })));
+    Ok(())
+}
+
+/// One connection could keep 4,096 texts of 16 MB each in the node's memory.
+#[tokio::test]
+async fn the_texts_of_prepared_statements_have_a_bound() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("long").await?;
+    let long = format!("SELECT length('{}')", "x".repeat(15 << 20));
+    for expected in 0..2 {
+        assert_eq!(prepared(&mut raw, &long).await?, expected);
+    }
+    let (code, text) = raw.ask(&prepare(&long, false)).await?.failure().context("a third")?;
+    assert!(code == 1 && text.contains("finalize those"), "{code} {text}");
+    // What is refused takes nothing away; what is finalized makes room.
+    assert_eq!(raw.ask(&query(1)).await?.integer(), Some(15 << 20));
+    assert_eq!(prepared(&mut raw, "SELECT 3").await?, 2);
+    assert_eq!(raw.ask(&finalize(0)).await?, Said::Message(Response::Empty));
+    assert_eq!(prepared(&mut raw, &long).await?, 0);
+    assert_eq!(raw.ask(&query(2)).await?.integer(), Some(3));
     Ok(())
 }
 
@@ -307,5 +327,53 @@ async fn the_older_handshake_is_served() -> Result<()> {
     let open = Request::Open { name: "legacy".into(), flags: 0, vfs: "".into() };
     ensure!(matches!(raw.ask(&open).await?, Said::Message(Response::Db { id: 0 })));
     assert_eq!(raw.integer("SELECT 4").await?, 4);
+    Ok(())
+}
+
+/// A transaction's rows that leave in parts told SQLite's own 10 where the leadership was lost before
+/// the first of them: the client did not look for another leader. Of a result that was on its way
+/// already the end may be told as well; whatever is told is never a bare 10.
+#[tokio::test]
+async fn rows_in_parts_say_not_leader_when_leadership_is_lost() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let leader = cluster.wait_for_leader().await?;
+    let followers: Vec<usize> = cluster.running().into_iter().filter(|id| *id != leader).collect();
+    let mut writer = cluster.raw("parts").await?;
+    writer.run("CREATE TABLE t(a)").await?;
+    let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) \
+                INSERT INTO t SELECT randomblob(1000) FROM n";
+    writer.run(rows).await?;
+    let (mut early, mut late) = (cluster.raw("parts").await?, cluster.raw("parts").await?);
+    for raw in [&mut early, &mut late] {
+        raw.run("BEGIN").await?;
+    }
+    // Its first rows have come; the rest waits for its client.
+    early.send(&[query_sql("SELECT a FROM t")]).await?;
+    ensure!(matches!(early.response().await?, Response::Rows(_)));
+    for id in &followers {
+        cluster.pause(*id)?;
+    }
+    // Nobody confirms any more that this node leads, nor what it executes now.
+    writer.send(&[exec_sql("INSERT INTO t VALUES(1)")]).await?;
+    late.send(&[query_sql("SELECT a FROM t")]).await?;
+    cluster.pause(leader)?;
+    for id in &followers {
+        cluster.resume(*id)?;
+    }
+    cluster.wait_for_leader().await?;
+    cluster.resume(leader)?;
+    assert_eq!(late.answer().await?.failure(), Some((10250, "not leader".to_owned())));
+    loop {
+        let Some(frame) = early.frame().await? else { break };
+        match Response::decode(&frame)? {
+            Response::Rows(body) if add_rows(&body, &mut Vec::new())? == End::Done => break,
+            Response::Rows(_) => {}
+            Response::Failure { code, message } => {
+                assert_eq!((code, message.to_string()), (10250, "not leader".to_owned()));
+                break;
+            }
+            other => anyhow::bail!("{other:?}"),
+        }
+    }
     Ok(())
 }

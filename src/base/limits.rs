@@ -205,6 +205,12 @@ pub const WRITER_CACHE_KIB: u32 = 16 << 10;
 /// databases.
 pub const SPILLED_BEFORE_CHECKPOINT_BYTES_MAX: u64 = 256 << 20;
 
+/// A connection may have so many prepared statements.
+pub const PREPARED_STATEMENTS_MAX: usize = 4096;
+
+/// ... and their texts so many bytes together: two of the longest that SQLite takes.
+pub const PREPARED_BYTES_MAX: usize = 32 << 20;
+
 /// Requests that a client may send ahead of their answers.
 pub const REQUESTS_AHEAD_MAX: usize = 64;
 
@@ -219,6 +225,10 @@ pub const SNAPSHOT_FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// After a snapshot its follower has this long to take up the log.
 pub const LOG_HELD_AFTER_TRANSFER_MAX: Duration = Duration::from_secs(15);
+
+/// A member that is to vote and answers, but gets nothing new for so long, is given up: the vote may
+/// be given to it again when it has received its snapshot.
+pub const CATCH_UP_STALL_MAX: Duration = Duration::from_secs(30);
 
 /// A client that takes nothing of its answer for so long is cut off.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);

@@ -18,7 +18,7 @@ use super::Inner;
 use super::connection::{Connection, Fault, Level};
 use super::error::{DriverError, Outcome};
 use super::leader::{Backoff, Leaders};
-use super::once::RequestId;
+use super::once::{RequestId, Sending};
 use super::pool::{Lent, Wanted};
 use super::rows::{Collector, Rows};
 use super::spread::ReadFrom;
@@ -64,21 +64,33 @@ impl<'a> Call<'a> {
         Call { once, ..self }
     }
 
-    fn judge(&self, code: u64, message: &Text) -> Setback {
-        match self.once {
-            Some(id) => id.judge(code, message),
-            None => judge(self.effect, code, message),
+    /// Why an attempt that has sent nothing failed: that promises nothing for those before it.
+    fn judge_unsent(&self, setback: Setback) -> Setback {
+        match setback {
+            Setback::Fail(error) if self.once.is_some_and(RequestId::is_in_doubt) => {
+                Setback::Fail(DriverError::OutcomeUnknown { cause: error.to_string() })
+            }
+            other => other,
         }
     }
+}
 
-    fn judge_fault(&self, fault: &Fault) -> Setback {
-        if let (Some(id), Fault::NotSent(_)) = (self.once, fault) {
-            id.note_not_executed();
-        }
-        // What is executed once can be sent again, as what has no effect can.
-        let effect = if self.once.is_some() { Effect::Read } else { self.effect };
-        judge_fault(effect, fault)
+/// What a Failure means for an attempt at a call.
+fn judge_attempt(effect: Effect, once: Option<&Sending<'_>>, code: u64, message: &Text) -> Setback {
+    match once {
+        Some(sending) => sending.judge(code, message),
+        None => judge(effect, code, message),
     }
+}
+
+/// What a broken connection means for an attempt at a call.
+fn judge_attempt_fault(effect: Effect, once: Option<&Sending<'_>>, fault: &Fault) -> Setback {
+    if let (Some(sending), Fault::NotSent(_)) = (once, fault) {
+        sending.note_not_executed();
+    }
+    // What is executed once can be sent again, as what has no effect can.
+    let effect = if once.is_some() { Effect::Read } else { effect };
+    judge_fault(effect, fault)
 }
 
 /// What to send.
@@ -152,12 +164,21 @@ impl Op {
     pub(super) async fn perform(
         &self,
         connection: &mut Connection,
-        once: Option<&RequestId>,
+        once: Option<&Sending<'_>>,
         deadline: Instant,
     ) -> Result<Response, Fault> {
         let database = u64::from(connection.database_id());
+        // What was perhaps executed may not be fit to be prepared any more (DROP TABLE): a server
+        // looks for the id first, and preparing has none.
+        let as_text = once.is_some_and(Sending::is_in_doubt);
         let request = match self {
             Op::Plain(request) => return connection.request(request, deadline).await,
+            Op::ExecPrepared(sql, params) if as_text => {
+                Request::ExecSql { database, sql: (&**sql).into(), params: params.clone() }
+            }
+            Op::QueryPrepared(sql, params) if as_text => {
+                Request::QuerySql { database, sql: (&**sql).into(), params: params.clone() }
+            }
             Op::Exec(sql, params) => {
                 Request::ExecSql { database, sql: sql.clone(), params: params.clone() }
             }
@@ -187,7 +208,7 @@ impl Op {
             }
         };
         match once {
-            Some(id) => connection.request_once(id, &request, deadline).await,
+            Some(sending) => connection.request_once(sending, &request, deadline).await,
             None => connection.request(&request, deadline).await,
         }
     }
@@ -359,7 +380,8 @@ impl Inner {
         op: &Op,
         collect: Option<usize>,
     ) -> Result<Answer, Setback> {
-        let mut lent = self.connect(address, follower, call).await?;
+        let connected = self.connect(address, follower, call).await;
+        let mut lent = connected.map_err(|setback| call.judge_unsent(setback))?;
         let result = self.exchange(&mut lent, call, op, collect).await;
         match result {
             Ok(Exchanged::First(response)) => Ok(Answer::First(lent, response)),
@@ -382,13 +404,16 @@ impl Inner {
         op: &Op,
         collect: Option<usize>,
     ) -> Result<Exchanged, Setback> {
-        let faulty = |fault: Fault| call.judge_fault(&fault);
+        let sending = call.once.map(Sending::new);
+        let once = sending.as_ref();
+        let faulty = |fault: Fault| judge_attempt_fault(call.effect, once, &fault);
+        let failed = |code, message: &Text| judge_attempt(call.effect, once, code, message);
         let connection = lent.get().map_err(faulty)?;
         if call.opens_transaction {
             connection.set_in_transaction(true);
         }
-        match op.perform(connection, call.once, call.deadline).await.map_err(faulty)? {
-            Response::Failure { code, message } => Err(call.judge(code, &message)),
+        match op.perform(connection, once, call.deadline).await.map_err(faulty)? {
+            Response::Failure { code, message } => Err(failed(code, &message)),
             Response::Rows(body) if let Some(bytes_max) = collect => {
                 let mut collector = Collector::new(bytes_max);
                 let mut next = Response::Rows(body);
@@ -397,7 +422,7 @@ impl Inner {
                         Response::Rows(body) => collector.add(&body),
                         Response::Failure { code, message } => {
                             connection.set_idle();
-                            return Err(call.judge(code, &message));
+                            return Err(failed(code, &message));
                         }
                         _ => Err(unexpected("no rows")),
                     };

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::FutureExt;
@@ -19,7 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use super::address::{Dial, Stream};
 use super::error::Outcome;
 use super::metrics::{Counters, OpenMark};
-use super::once::RequestId;
+use super::once::Sending;
 use crate::base::limits;
 use crate::wire::request::HELLO_FOLLOWER_READS;
 use crate::wire::{
@@ -86,11 +87,17 @@ pub(super) struct Connection {
     level: Level,
     /// Least recently used first.
     statements: VecDeque<Prepared>,
+    /// When the server was heard last.
+    heard: Instant,
     _open: OpenMark,
 }
 
 /// How many statements stay prepared on a connection.
 const STATEMENTS_MAX: usize = 64;
+
+/// A server takes an id to be as old as its own last answer on the connection, which is all that it
+/// knows of the time of its sending: behind one that is older than this another is asked for first.
+const ID_AFTER_ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// Opens a stream to an address, or says why not.
 pub(super) async fn open_stream(
@@ -133,6 +140,7 @@ impl Connection {
             extension: Extension::NotAsked,
             level: Level::default(),
             statements: VecDeque::new(),
+            heard: Instant::now(),
             _open: OpenMark::new(counters),
         }))
     }
@@ -232,12 +240,16 @@ impl Connection {
     /// As [`Connection::request`], of a statement that is executed once: its id leaves with it.
     pub(super) async fn request_once(
         &mut self,
-        id: &RequestId,
+        sending: &Sending<'_>,
         request: &Request,
         deadline: Instant,
     ) -> Result<Response, Fault> {
-        let (database, age_ms) = (u64::from(self.database_id()), id.note_sent());
-        let named = Request::RequestId { database, id: id.bytes(), age_ms };
+        if self.heard.elapsed() > ID_AFTER_ANSWER_MAX {
+            let asked = self.request(&Request::Leader, deadline).await;
+            asked.map_err(|fault| Fault::NotSent(fault.cause().to_owned()))?;
+        }
+        let (database, age_ms) = (u64::from(self.database_id()), sending.note_sent());
+        let named = Request::RequestId { database, id: sending.bytes(), age_ms };
         named.encode(&mut self.out).map_err(|error| Fault::NotSent(error.to_string()))?;
         let armed = self.request(request, deadline).await?;
         self.busy = true;
@@ -260,6 +272,7 @@ impl Connection {
             Ok(frame) => Response::decode(&frame).map_err(|error| Fault::Lost(error.to_string())),
             Err(fault) => Err(fault),
         };
+        self.heard = Instant::now();
         // After a wrong answer there is none to be read; after a late one there may be.
         self.interruptible &= decoded.is_ok() || self.late;
         decoded

@@ -5,6 +5,7 @@
 //! when the server has forgotten; it is never sent to a server that does not know ids.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -37,10 +38,8 @@ pub struct RequestId {
 #[derive(Debug, Default)]
 struct Sent {
     first: Option<Instant>,
-    /// An attempt may have been executed.
-    doubt: bool,
-    /// ... one before the last.
-    doubt_before: bool,
+    /// How many attempts may have been executed.
+    in_doubt: usize,
 }
 
 impl RequestId {
@@ -55,10 +54,40 @@ impl RequestId {
         self.bytes
     }
 
-    /// It is about to be sent: how old it is in milliseconds, 0 if it is new.
+    /// Whether an attempt may have been executed whose answer is not known.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.sent.lock().in_doubt > 0
+    }
+}
+
+/// One attempt at a call with an id.
+pub(super) struct Sending<'a> {
+    id: &'a RequestId,
+    /// It was sent, and may have been executed.
+    in_doubt: AtomicBool,
+}
+
+impl<'a> Sending<'a> {
+    pub(super) fn new(id: &'a RequestId) -> Sending<'a> {
+        Sending { id, in_doubt: AtomicBool::new(false) }
+    }
+
+    /// The id's bytes.
+    pub(super) fn bytes(&self) -> [u8; 16] {
+        self.id.bytes
+    }
+
+    /// Whether this attempt or another may have been executed.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.id.is_in_doubt()
+    }
+
+    /// It is about to be sent: how old the id is in milliseconds, 0 if it is new.
     pub(super) fn note_sent(&self) -> u64 {
-        let mut sent = self.sent.lock();
-        (sent.doubt_before, sent.doubt) = (sent.doubt, true);
+        let mut sent = self.id.sent.lock();
+        if !self.in_doubt.swap(true, Ordering::Relaxed) {
+            sent.in_doubt += 1;
+        }
         let since = match sent.first {
             Some(first) => first.elapsed().max(Duration::from_millis(1)),
             None => {
@@ -66,21 +95,18 @@ impl RequestId {
                 Duration::ZERO
             }
         };
-        u64::try_from((self.age + since).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from((self.id.age + since).as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The last attempt was certainly not executed.
+    /// This attempt was certainly not executed. It tells nothing of the others.
     pub(super) fn note_not_executed(&self) {
-        let mut sent = self.sent.lock();
-        sent.doubt = sent.doubt_before;
+        let mut sent = self.id.sent.lock();
+        if self.in_doubt.swap(false, Ordering::Relaxed) {
+            sent.in_doubt -= 1;
+        }
     }
 
-    /// Whether an attempt may have been executed whose answer is not known.
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.sent.lock().doubt
-    }
-
-    /// What a Failure means for a call with this id: what can be tried again is.
+    /// What a Failure means: what can be tried again is.
     pub(super) fn judge(&self, number: u64, message: &Text) -> Setback {
         if number == code::REQUEST_FORGOTTEN {
             return Setback::Fail(DriverError::OutcomeUnknown { cause: message.to_string() });

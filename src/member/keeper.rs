@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::roles::{Known, Targets, next_change, replacement};
+use super::roles::{Known, Parting, Targets, next_change, parting};
 use super::{Member, membership};
 use crate::base::{MemberInfo, NodeId, Role};
 use crate::raft::{ChangeFailure, Turn};
@@ -176,7 +176,8 @@ impl Member {
     /// What this leader knows of the members now.
     async fn survey(&self, led_for: Duration) -> Vec<Known> {
         let (silences, lags) = (self.core.silences(), self.core.lags());
-        let members = self.leadership().members;
+        // As the core knows them: a new leader may not have told of them yet.
+        let members = self.core.view().members;
         let descriptions = self.descriptions(&members, &silences).await;
         let offline_after = self.options.roles.offline_after;
         let known = |member: &MemberInfo| {
@@ -232,24 +233,27 @@ impl Member {
     }
 
     /// On the leader: lets somebody else vote instead of `leaver`, which is about to stop, if
-    /// there is somebody.
+    /// there is somebody; else, where that leaves an odd number, nobody.
     pub(super) async fn replace(&self, leaver: NodeId) -> Result<(), ChangeFailure> {
         if !self.options.roles.automatic {
             return Ok(());
         }
         let known = self.survey(Duration::ZERO).await;
-        let votes = known.iter().any(|known| known.id == leaver && known.role == Role::Voter);
-        let Some(heir) = replacement(leaver, &known).filter(|_| votes) else { return Ok(()) };
-        self.core.assign(heir, Role::Voter, Turn::Wait).await?;
-        tracing::info!(
-            node = heir,
-            instead_of = leaver,
-            "a member votes instead of one that stops"
-        );
-        if leaver == self.id {
-            Ok(())
-        } else {
-            self.core.assign(leaver, Role::Spare, Turn::Wait).await
+        match parting(leaver, &known) {
+            Parting::Keeps => return Ok(()),
+            Parting::HandsOver(heir) => {
+                self.core.assign(heir, Role::Voter, Turn::Wait).await?;
+                let what = "a member votes instead of one that stops";
+                tracing::info!(node = heir, instead_of = leaver, "{what}");
+            }
+            Parting::GivesUp => {
+                tracing::info!(node = leaver, "a voter that stops gives up its vote");
+            }
         }
+        // A leader is not demoted: it asks its successor for that.
+        if leaver == self.id {
+            return Ok(());
+        }
+        self.core.assign(leaver, Role::Spare, Turn::Wait).await
     }
 }

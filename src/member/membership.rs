@@ -17,6 +17,7 @@ use super::{Failure, Member};
 use crate::base::{MemberInfo, NodeId, Role};
 use crate::codec::{Malformed, Reader};
 use crate::raft::calls::CallError;
+use crate::raft::connection::lost_its_data;
 use crate::raft::messages::Refusal;
 use crate::raft::{ChangeFailure, Turn};
 
@@ -267,12 +268,17 @@ impl Member {
         }
     }
 
-    /// Before a stop: lets somebody else vote instead of this member, if there is somebody.
+    /// Before a stop: lets somebody else vote instead of this member, if there is somebody, or
+    /// gives up its vote, where the others have a majority more easily without it.
     pub async fn leave_role(&self, limit: Duration) {
         let leadership = self.leadership();
         let own = leadership.members.iter().find(|member| member.id == self.id);
-        let heirs = leadership.members.iter().any(|member| !member.votes());
-        if !heirs || !own.is_some_and(MemberInfo::votes) || leadership.open_term.is_some() {
+        if !own.is_some_and(MemberInfo::votes) || leadership.open_term.is_some() {
+            return;
+        }
+        let voters = leadership.members.iter().filter(|member| member.votes()).count();
+        let heirs = voters < leadership.members.len();
+        if !heirs && !voters.is_multiple_of(2) {
             return;
         }
         if let Err(failure) = self.ask_leader(STOPPING, Role::Spare, limit).await {
@@ -316,12 +322,7 @@ impl Member {
                 Err(failure) => Err(failure),
             },
             Some(known) if known.votes() && past == Past::Fresh => {
-                // It had caught up before it was let vote: what it acknowledged and voted is lost.
-                return Admission::Refused(format!(
-                    "node {id} has voted in this cluster, and its data directory is empty: \
-                     restore the directory, or remove node {id} and start the node with another \
-                     --id"
-                ));
+                return Admission::Refused(lost_its_data(id));
             }
             Some(known) if known.address != address => {
                 tracing::info!(node = id, before = known.address, now = address, "a member moves");

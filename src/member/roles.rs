@@ -73,8 +73,32 @@ pub fn next_change(leader: NodeId, members: &[Known], targets: Targets) -> Optio
     demoted.map(|member| (member.id, Role::Spare))
 }
 
+/// What becomes of the vote of a member that is about to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// It stays a voter, or was none.
+    Keeps,
+    /// Another member votes instead.
+    HandsOver(NodeId),
+    /// It is a voter no more: of an even number the others have the larger majority without it.
+    GivesUp,
+}
+
+/// What should become of the vote of `leaver`.
+pub fn parting(leaver: NodeId, members: &[Known]) -> Parting {
+    let voters = || members.iter().filter(|known| known.role == Role::Voter);
+    if !voters().any(|known| known.id == leaver) {
+        return Parting::Keeps;
+    }
+    match replacement(leaver, members) {
+        Some(heir) => Parting::HandsOver(heir),
+        None if voters().count().is_multiple_of(2) => Parting::GivesUp,
+        None => Parting::Keeps,
+    }
+}
+
 /// The best member to take over the vote of `leaver`.
-pub fn replacement(leaver: NodeId, members: &[Known]) -> Option<NodeId> {
+fn replacement(leaver: NodeId, members: &[Known]) -> Option<NodeId> {
     let rest: Vec<Known> = members.iter().filter(|known| known.id != leaver).copied().collect();
     let voters = InRole::of(&rest, Role::Voter);
     best_candidate(&rest, &[Role::Standby, Role::Spare], &voters).map(|known| known.id)
@@ -253,9 +277,24 @@ mod tests {
 
     #[test]
     fn who_takes_over_from_one_that_stops() {
-        assert_eq!(replacement(1, &members("VVV")), None);
-        assert_eq!(replacement(1, &members("VVVn.")), None);
-        assert_eq!(replacement(1, &members("VVV-S")), Some(5));
-        assert_eq!(replacement(1, &members("VS")), Some(2));
+        assert_eq!(parting(1, &members("VVV")), Parting::Keeps);
+        assert_eq!(parting(1, &members("VVVn.")), Parting::Keeps);
+        assert_eq!(parting(1, &members("VVV-S")), Parting::HandsOver(5));
+        assert_eq!(parting(1, &members("VS")), Parting::HandsOver(2));
+        assert_eq!(parting(2, &members("VS")), Parting::Keeps, "it has no vote");
+        assert_eq!(parting(1, &members("Vn")), Parting::Keeps, "somebody must vote");
+    }
+
+    /// The only voter of two members had the other one made a voter and stopped: two voters, of
+    /// which one lived, and no majority.
+    #[test]
+    fn one_of_an_even_number_of_voters_gives_its_vote_up() {
+        assert_eq!(parting(1, &members("VV")), Parting::GivesUp);
+        assert_eq!(parting(1, &members("VVVV")), Parting::GivesUp);
+        assert_eq!(parting(1, &members("VVVvn")), Parting::GivesUp, "two of three are there");
+        assert_eq!(parting(1, &members("VV-")), Parting::HandsOver(3));
+        // When it comes back it gets what is missing.
+        assert_eq!(next_change(2, &members("-V"), TARGETS), Some((1, Role::Standby)));
+        assert_eq!(next_change(2, &members("-VVV"), TARGETS), Some((1, Role::Standby)));
     }
 }

@@ -165,7 +165,7 @@ impl Session {
         };
         self.request = None;
         let any_published = debts.any_published();
-        let settled = debts.settle(&self.member, self.database.store(), self.level).await;
+        let settled = self.settle(&mut debts).await;
         let result = match result {
             // That would say that nothing was executed.
             Err(Failure::NotLeader) if any_published => Err(Failure::LeadershipLost),
@@ -180,19 +180,32 @@ impl Session {
         result: Result<Ran, Failure>,
         settled: Result<(), Failure>,
     ) -> Result<Ran, Failure> {
+        self.abandon_unsettled(&settled);
+        let failed = result.is_err();
+        let ran = self.answer(result, settled);
+        self.follow_transaction(failed);
+        ran
+    }
+
+    /// Waits for what an answer owes.
+    async fn settle(&mut self, debts: &mut Debts) -> Result<(), Failure> {
+        if let Some(own) = &self.own {
+            // Also of what was only prepared.
+            debts.add(Debts::of(&own.connection));
+        }
+        debts.settle(&self.member, self.database.store(), self.level).await
+    }
+
+    /// Ends a transaction whose debts could not be settled: what it has seen may not be said, so it
+    /// is of no use, and later answers of it would owe nothing.
+    fn abandon_unsettled(&mut self, settled: &Result<(), Failure>) {
         if settled.is_err() && self.in_transaction() {
-            // What it has seen may not be said: it is of no use, and later answers of it would
-            // owe nothing.
             if let Some(own) = &self.own {
                 own.connection.roll_back();
             }
             (self.own, self.slot, self.keeps) = (None, None, false);
             self.once = None;
         }
-        let failed = result.is_err();
-        let ran = self.answer(result, settled);
-        self.follow_transaction(failed);
-        ran
     }
 
     async fn exec_inner(
@@ -226,15 +239,17 @@ impl Session {
         sink: S,
     ) -> (Result<Ran, Failure>, Option<S>) {
         let statement = text::skip_blank(sql);
-        if let Err(failure) = self.check_query(statement) {
-            // An id is for this request only, whatever came of it.
-            self.request = None;
-            return (Err(failure), Some(sink));
-        }
         let mut debts = Debts::default();
-        let (result, _, sink) = self.statement(statement, params, cancel, sink, &mut debts).await;
+        let (result, sink) = match self.check_query(statement) {
+            Ok(()) => {
+                let ran = self.statement(statement, params, cancel, sink, &mut debts).await;
+                (ran.0, ran.2)
+            }
+            Err(failure) => (Err(failure), Some(sink)),
+        };
+        // An id is for this request only, whatever came of it.
         self.request = None;
-        let settled = debts.settle(&self.member, self.database.store(), self.level).await;
+        let settled = self.settle(&mut debts).await;
         (self.finish(result, settled), sink)
     }
 
@@ -274,7 +289,11 @@ impl Session {
         let first = start.get(..bytes).unwrap_or(start);
         let described = own.connection.describe(first).map(|d| (d, skipped + bytes));
         self.keeps |= own.connection.notes().keeps_connection;
-        self.follow_transaction(false);
+        let mut debts = Debts::of_description(&own.connection);
+        let settled = debts.settle(&self.member, self.database.store(), self.level).await;
+        self.abandon_unsettled(&settled);
+        self.follow_transaction(settled.is_err() || described.is_err());
+        settled?;
         described.map_err(from_sql)
     }
 
@@ -438,6 +457,10 @@ impl Session {
         });
         self.database.return_reader(reader);
         match read {
+            // A repeat need not prepare any more: it is looked for first.
+            Err(_) if self.request.is_some() => {
+                self.run_write(sql, params, cancel, sink, debts).await
+            }
             Err(error) => (Err(from_sql(error)), sql.len(), Some(sink)),
             Ok((described, _, _)) if described.needs_own_connection => {
                 self.run_own(sql, params, cancel, sink, debts).await
@@ -508,6 +531,8 @@ impl Session {
         }
         if self.own.as_ref().is_some_and(|own| own.connection.is_autocommit()) {
             self.give_back_slot();
+            // The next BEGIN of the same script begins another transaction.
+            self.once = None;
         }
         (result.map_err(from_sql), consumed, Some(sink))
     }
@@ -520,9 +545,11 @@ impl Session {
         let writes = begins_writing(sql) || {
             let connection = &own.connection;
             let bytes = connection.first_statement_bytes(sql);
-            // What does not prepare says so when it is run.
+            // What does not prepare says so when it is run; what has an id is looked for first.
             let described = connection.describe(sql.get(..bytes).unwrap_or(sql));
-            described.is_ok_and(|described| !described.readonly && !described.explain)
+            described.map_or(self.request.is_some(), |described| {
+                !described.readonly && !described.explain
+            })
         };
         if writes && self.slot.is_none() {
             self.room(cancel).await?;
@@ -544,8 +571,7 @@ impl Session {
             }
             // It may have seen versions that were dropped: it is never used again.
             let was_open = !own.connection.is_autocommit();
-            self.own = None;
-            self.slot = None;
+            (self.own, self.slot, self.once) = (None, None, None);
             if was_open || self.keeps {
                 self.keeps = false;
                 return Err(Failure::NotLeader);

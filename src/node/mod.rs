@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
@@ -185,6 +186,7 @@ impl Node {
             lease,
             hooks: hooks.clone(),
             executor: env.executor,
+            refused: Mutex::default(),
         });
         core.raft().run();
         let (stopping, _) = watch::channel(false);

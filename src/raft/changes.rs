@@ -1,5 +1,6 @@
 //! Changes of the membership: who is a member, in which role, at which address. One at a time, on
-//! the leader; each is finished in a task of its own, whoever asked for it.
+//! the leader; each is finished in a task of its own, whoever asked for it. A member that is to
+//! vote is caught up before that, in nobody's way.
 //!
 //! openraft knows voters and learners. Stand-bys and spares are learners both; which of the two
 //! one is stands beside its address. A change of the voters goes through a joint membership, and a
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 
 use super::core::Core;
 use super::types::{Peer, TypeConfig, leading_term};
-use crate::base::{Fate, MemberInfo, NodeId, Role};
+use crate::base::{Fate, MemberInfo, NodeId, Role, limits};
 
 /// A change that is not committed in this time may or may not be.
 const COMMIT_MAX: Duration = Duration::from_secs(30);
@@ -41,7 +42,7 @@ const ROUNDS_MAX: usize = 100;
 /// How often a member's progress is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A voter that has answered within this time is there.
+/// A voter that is there answers within this time.
 const ANSWERS_MAX: Duration = Duration::from_secs(2);
 
 /// Why the membership was not changed. The texts are dqlite's where it has one.
@@ -124,16 +125,20 @@ impl Core {
         .await
     }
 
-    /// Gives a member another role; one that is to vote is caught up first.
+    /// Gives a member another role; one that is to vote is caught up first, while other changes
+    /// may be made.
     pub async fn assign(&self, id: NodeId, role: Role, turn: Turn) -> Changed {
+        if role == Role::Voter {
+            self.leading()?;
+            self.member_without(role, id)?;
+            self.catch_up(id).await?;
+        }
         self.in_turn(turn, move |core| async move {
-            let member = core.member(id).ok_or(ChangeFailure::NotFound)?;
-            if member.role == role {
-                return Err(ChangeFailure::RoleNotValid);
-            }
+            let member = core.member_without(role, id)?;
             let only = BTreeSet::from([id]);
             if role == Role::Voter {
-                core.catch_up(id).await?;
+                // It waited for its turn, and a little was written meanwhile.
+                core.catch_up_to(id, core.leading()?, core.progress().0, SILENCE_MAX).await?;
                 return core.change(Change::AddVoterIds(only), true).await;
             }
             let peer = Peer { address: member.address.clone(), role };
@@ -240,6 +245,15 @@ impl Core {
         self.view().members.into_iter().find(|member| member.id == id)
     }
 
+    /// A member that is to get a role which it must not have yet.
+    fn member_without(&self, role: Role, id: NodeId) -> Result<MemberInfo, ChangeFailure> {
+        let member = self.member(id).ok_or(ChangeFailure::NotFound)?;
+        match member.role == role {
+            true => Err(ChangeFailure::RoleNotValid),
+            false => Ok(member),
+        }
+    }
+
     fn is_joint(&self) -> bool {
         let server = self.server.borrow_watched();
         server.membership_config.membership().get_joint_config().len() > 1
@@ -264,12 +278,14 @@ impl Core {
     /// Without `id` the voters must still have a majority that answers: a change that takes the
     /// last one away can never be committed, nor taken back.
     async fn check_rest_answers(&self, id: NodeId) -> Changed {
-        let deadline = Instant::now() + ANSWERS_MAX;
+        let began = Instant::now();
         loop {
             let silences = self.silences();
+            // To something that was sent since: who was there a moment ago may be gone.
             let answers = |member: &MemberInfo| {
                 let silence = silences.get(&member.id).copied().flatten();
-                self.is_self(member.id) || silence.is_some_and(|silence| silence <= ANSWERS_MAX)
+                let heard = silence.is_some_and(|silence| silence < began.elapsed());
+                self.is_self(member.id) || heard
             };
             let members = self.view().members;
             let rest: Vec<_> =
@@ -278,8 +294,7 @@ impl Core {
             if answering * 2 > rest.len() {
                 return Ok(());
             }
-            // A new leader has not heard of anybody yet.
-            if Instant::now() >= deadline {
+            if began.elapsed() >= ANSWERS_MAX {
                 return Err(ChangeFailure::Refused(format!(
                     "without node {id} only {answering} of {} voters answer, and no change could \
                      be committed any more: start the others, or remove those that are gone first",
@@ -317,7 +332,8 @@ impl Core {
         let term = self.leading()?;
         for _ in 0..ROUNDS_MAX {
             let began = Instant::now();
-            self.catch_up_to(id, term, self.progress().0).await?;
+            let last = self.progress().0;
+            self.catch_up_to(id, term, last, limits::CATCH_UP_STALL_MAX).await?;
             if began.elapsed() < ROUND_MAX {
                 return Ok(());
             }
@@ -325,14 +341,37 @@ impl Core {
         Err(ChangeFailure::NotCaughtUp(id, "it is too slow for what is written"))
     }
 
-    async fn catch_up_to(&self, id: NodeId, term: u64, target: Option<u64>) -> Changed {
+    /// Waits until a member has the entry `target`; no longer than `stall_max` while it gets
+    /// nothing new at all.
+    async fn catch_up_to(
+        &self,
+        id: NodeId,
+        term: u64,
+        target: Option<u64>,
+        stall_max: Duration,
+    ) -> Changed {
         let began = Instant::now();
+        let (mut most, mut moved) = (self.matched(id), began);
         loop {
             if self.leading() != Ok(term) {
                 return Err(ChangeFailure::LeadershipLost);
             }
-            if self.matched(id) >= target {
+            if self.member(id).is_none() {
+                return Err(ChangeFailure::NotFound);
+            }
+            let matched = self.matched(id);
+            if matched >= target {
                 return Ok(());
+            }
+            if matched > most {
+                (most, moved) = (matched, Instant::now());
+            }
+            if moved.elapsed() > stall_max {
+                return Err(ChangeFailure::NotCaughtUp(
+                    id,
+                    "it answers, and has got nothing new for too long: its log says whether it \
+                     is still receiving a snapshot, or has no room for one; try again then",
+                ));
             }
             let silence = self.silences().get(&id).copied().flatten();
             if began.elapsed().min(silence.unwrap_or(Duration::MAX)) > SILENCE_MAX {

@@ -8,6 +8,7 @@
 //! *Invariant*: frames leave in the order in which they were queued, and no body is handed out
 //! that does not match its checksum.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use tokio::net::TcpStream;
 
 use super::frames::{
     Admission, Channel, Frame, FrameQueue, HEADER_BYTES, HELLO_BYTES_MAX, Header, Hello, PREAMBLE,
-    VERSION, kind,
+    Standing, VERSION, kind,
 };
-use crate::base::limits;
+use crate::base::{MemberInfo, NodeId, limits};
 
 /// A stream of bytes to or from another node: TCP, TLS over it, or a test's pipe.
 pub trait PeerStream: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static {}
@@ -78,16 +79,26 @@ impl From<String> for PeerAddress {
     }
 }
 
-/// Who this node is, to its peers. The cluster is learned once, when it joins one.
+/// Who this node is, to its peers, and who they are to it. The cluster is learned once, when it
+/// joins one.
 pub struct Identity {
     node: u64,
     cluster: AtomicU64,
+    members: Mutex<Members>,
+}
+
+#[derive(Default)]
+struct Members {
+    standings: BTreeMap<NodeId, Standing>,
+    /// Why those of them refuse connections that do: it is said once.
+    refusals: BTreeMap<NodeId, String>,
 }
 
 impl Identity {
     /// This node's id, and its cluster (0: none yet).
     pub fn new(node: u64, cluster: u64) -> Arc<Identity> {
-        Arc::new(Identity { node, cluster: AtomicU64::new(cluster) })
+        let cluster = AtomicU64::new(cluster);
+        Arc::new(Identity { node, cluster, members: Mutex::default() })
     }
 
     /// This node's id.
@@ -104,6 +115,36 @@ impl Identity {
     pub fn join(&self, cluster: u64) -> bool {
         let joined = self.cluster.compare_exchange(0, cluster, Ordering::AcqRel, Ordering::Acquire);
         joined.is_ok() || joined == Err(cluster)
+    }
+
+    /// Takes over what the membership says of the members.
+    pub fn learn(&self, members: &[MemberInfo]) {
+        let standing = |member: &MemberInfo| match member.votes() {
+            true => Standing::Votes,
+            false => Standing::DoesNotVote,
+        };
+        let mut known = self.members.lock();
+        known.standings = members.iter().map(|of| (of.id, standing(of))).collect();
+        let Members { standings, refusals } = &mut *known;
+        refusals.retain(|id, _| standings.contains_key(id));
+    }
+
+    fn standing_of(&self, node: NodeId) -> Standing {
+        self.members.lock().standings.get(&node).copied().unwrap_or(Standing::Unknown)
+    }
+
+    /// A member has answered a hello; what it refuses for another reason than before is logged.
+    fn note_answer(&self, node: NodeId, address: &str, refusal: Option<&str>) {
+        let mut known = self.members.lock();
+        let Some(reason) = refusal else {
+            known.refusals.remove(&node);
+            return;
+        };
+        let new = known.refusals.get(&node).is_none_or(|before| before != reason);
+        if new && reason != NOT_LISTED && known.standings.contains_key(&node) {
+            known.refusals.insert(node, reason.to_owned());
+            tracing::warn!(node, address, reason, "a member refuses connections of this node");
+        }
     }
 }
 
@@ -322,7 +363,8 @@ pub fn connect(
             stream.write_all(&PREAMBLE).await?;
             let mut connection = Connection::new(stream);
             let (cluster, from) = (identity.cluster(), identity.node());
-            let hello = Hello { version: VERSION, cluster, from, to, channel: channel as u8 };
+            let (channel, standing) = (channel as u8, identity.standing_of(to));
+            let hello = Hello { version: VERSION, cluster, from, to, channel, standing };
             connection.send(hello.encode()).await?;
             let (frame_kind, body) = connection.expect().await?;
             let answer = Admission::decode(frame_kind, body)?;
@@ -340,12 +382,14 @@ pub fn connect(
                 if cluster != 0 && ours != 0 && cluster != ours {
                     return Err(ConnectError::WrongCluster { address });
                 }
+                identity.note_answer(to, &address, None);
                 Ok(connection)
             }
             Ok((_, Admission::Refused { reason })) if reason == WRONG_CLUSTER => {
                 Err(ConnectError::WrongCluster { address })
             }
             Ok((_, Admission::Refused { reason })) => {
+                identity.note_answer(to, &address, Some(&reason));
                 Err(ConnectError::Refused { address, reason })
             }
             Err(error) => Err(ConnectError::Unreachable { address, error }),
@@ -355,6 +399,20 @@ pub fn connect(
 
 /// What a node says to those of another cluster.
 const WRONG_CLUSTER: &str = "wrong cluster: this node belongs to another one";
+
+/// What a node without a cluster says to a member that would have it join without knowing yet
+/// whether it votes there. It passes: that member is about to take up its membership.
+pub const NOT_LISTED: &str = "this node belongs to no cluster and is not listed as a member yet";
+
+/// What is said of a voter that comes back without its data: it caught up before it was let vote,
+/// so what it acknowledged and voted is lost.
+pub fn lost_its_data(node: NodeId) -> String {
+    format!(
+        "node {node} has voted in this cluster, and its data directory is empty: give it back the \
+         directory as it last was, or remove it (`quire cluster remove {node}`) and start it with \
+         another --id"
+    )
+}
 
 /// Whether a node that says this `hello` may come in, and to which channel; or why not.
 pub fn admit(identity: &Identity, hello: &Hello) -> Result<Channel, String> {
@@ -385,7 +443,14 @@ pub fn admit(identity: &Identity, hello: &Hello) -> Result<Channel, String> {
     if !known {
         return Err("only members append, send snapshots or use a client's channel".to_owned());
     }
-    Ok(channel)
+    // A new member is caught up, and so in the cluster durably, before it is made a voter.
+    match hello.standing {
+        Standing::Votes if ours == 0 => Err(lost_its_data(identity.node())),
+        Standing::Unknown if ours == 0 && channel != Channel::Requests => {
+            Err(NOT_LISTED.to_owned())
+        }
+        _ => Ok(channel),
+    }
 }
 
 /// The hello with which a connection began.
@@ -402,7 +467,8 @@ mod tests {
     use super::*;
 
     fn hello(cluster: u64, from: u64, to: u64, channel: u8) -> Hello {
-        Hello { version: VERSION, cluster, from, to, channel }
+        let standing = Standing::DoesNotVote;
+        Hello { version: VERSION, cluster, from, to, channel, standing }
     }
 
     #[test]
@@ -425,8 +491,18 @@ mod tests {
         }
         let joining = Identity::new(4, 0);
         assert_eq!(admit(&joining, &hello(77, 1, 4, 1)), Ok(Channel::Append));
+        for channel in 1..=3 {
+            let standing = Standing::Votes;
+            let voter = Hello { standing, ..hello(77, 1, 4, channel) };
+            let reason = admit(&joining, &voter).unwrap_err();
+            assert!(reason.contains("node 4 has voted"), "{reason}");
+            let unknown = Hello { standing: Standing::Unknown, ..voter };
+            assert_eq!(admit(&joining, &unknown).is_ok(), channel == 2);
+        }
         assert!(joining.join(77) && joining.join(77) && !joining.join(78));
         assert!(admit(&joining, &hello(78, 1, 4, 1)).is_err());
+        let voter = Hello { standing: Standing::Votes, ..hello(77, 1, 4, 2) };
+        assert_eq!(admit(&joining, &voter), Ok(Channel::Requests), "it was promoted meanwhile");
     }
 
     /// A frame arrives whole although the reader was cut off again and again.

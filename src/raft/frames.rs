@@ -253,6 +253,18 @@ impl Buf for FrameQueue {
     }
 }
 
+/// What the receiver of a hello is in its sender's membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Standing {
+    /// The sender does not know, or does not say.
+    Unknown = 0,
+    /// A voter.
+    Votes = 1,
+    /// A member that does not vote.
+    DoesNotVote = 2,
+}
+
 /// Who connects, to whom, for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
@@ -266,6 +278,18 @@ pub struct Hello {
     pub to: u64,
     /// What the connection is for, as [`Channel`].
     pub channel: u8,
+    /// What the receiver is to the sender.
+    pub standing: Standing,
+}
+
+impl Standing {
+    fn of(byte: u8) -> Standing {
+        match byte {
+            1 => Standing::Votes,
+            2 => Standing::DoesNotVote,
+            _ => Standing::Unknown,
+        }
+    }
 }
 
 impl Hello {
@@ -278,11 +302,12 @@ impl Hello {
         fields.put_u64_le(self.from);
         fields.put_u64_le(self.to);
         fields.put_u8(self.channel);
+        fields.put_u8(self.standing as u8);
         frame.finish()
     }
 
     /// From a frame's body. Bytes beyond what this version knows are skipped, so that a later
-    /// version is told that it is later.
+    /// version is told that it is later; builds before the standing did not send it.
     pub fn decode(body: Bytes) -> Result<Hello, Malformed> {
         let mut reader = Reader::new(body);
         Ok(Hello {
@@ -291,6 +316,10 @@ impl Hello {
             from: reader.u64("hello's sender")?,
             to: reader.u64("hello's receiver")?,
             channel: reader.u8("hello's channel")?,
+            standing: match reader.is_empty() {
+                true => Standing::Unknown,
+                false => Standing::of(reader.u8("hello's standing")?),
+            },
         })
     }
 
@@ -371,11 +400,17 @@ mod tests {
 
     #[test]
     fn a_hello_and_its_answers_go_over() {
-        let hello = Hello { version: VERSION, cluster: 7, from: 2, to: 3, channel: 1 };
-        let (frame_kind, body) = parse(&hello.encode().to_bytes()).unwrap();
-        assert_eq!(frame_kind, kind::HELLO);
-        assert_eq!(Hello::decode(body).unwrap(), hello);
-        assert_eq!(hello.channel(), Some(Channel::Append));
+        for standing in [Standing::Unknown, Standing::Votes, Standing::DoesNotVote] {
+            let hello =
+                Hello { version: VERSION, cluster: 7, from: 2, to: 3, channel: 1, standing };
+            let (frame_kind, body) = parse(&hello.encode().to_bytes()).unwrap();
+            assert_eq!(frame_kind, kind::HELLO);
+            assert_eq!(Hello::decode(body.clone()).unwrap(), hello);
+            assert_eq!(hello.channel(), Some(Channel::Append));
+            // As builds before the standing sent it.
+            let before = Hello::decode(body.slice(..body.len() - 1)).unwrap();
+            assert_eq!(before, Hello { standing: Standing::Unknown, ..hello });
+        }
         for answer in [
             Admission::Admitted { cluster: 9, node: 3 },
             Admission::Refused { reason: "wrong cluster".to_owned() },
@@ -388,12 +423,18 @@ mod tests {
     /// The golden bytes of docs/format.md.
     #[test]
     fn the_bytes_are_the_drawn_ones() {
-        let hello =
-            Hello { version: 1, cluster: 0x0807_0605_0403_0201, from: 2, to: 3, channel: 2 };
-        let mut expected = vec![29, 0, 0, 0, kind::HELLO];
+        let hello = Hello {
+            version: 1,
+            cluster: 0x0807_0605_0403_0201,
+            from: 2,
+            to: 3,
+            channel: 2,
+            standing: Standing::Votes,
+        };
+        let mut expected = vec![30, 0, 0, 0, kind::HELLO];
         let mut body = vec![1, 0, 0, 0];
         body.extend([1, 2, 3, 4, 5, 6, 7, 8]);
-        body.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2]);
+        body.extend([2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 1]);
         let crc = crc32c::crc32c_append(crc32c::crc32c(&[kind::HELLO]), &body);
         expected.extend(crc.to_le_bytes());
         expected.extend(body);
@@ -445,8 +486,10 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_noticed(at in 0usize..38, bit in 0u8..8) {
-            let hello = Hello { version: VERSION, cluster: 7, from: 2, to: 3, channel: 1 };
+        fn a_flipped_bit_is_noticed(at in 0usize..39, bit in 0u8..8) {
+            let standing = Standing::Votes;
+            let hello =
+                Hello { version: VERSION, cluster: 7, from: 2, to: 3, channel: 1, standing };
             let mut bytes = hello.encode().to_bytes();
             bytes[at] ^= 1 << bit;
             prop_assert!(parse(&bytes).is_err());

@@ -111,6 +111,7 @@ impl Network {
 
     /// Takes over what the membership says: where members are, and who is one no more.
     pub fn learn(&self, members: &[MemberInfo]) {
+        self.shared.identity.learn(members);
         self.shared.peers.lock().retain(|id, _| members.iter().any(|member| member.id == *id));
         for member in members.iter().filter(|member| member.id != self.shared.identity.node()) {
             self.shared.known(member.id, &member.address);

@@ -6,8 +6,9 @@
 //! in their order, each when it is on disk. Requests are answered in any order. Votes, pre-votes
 //! and transfers are refused while a lease that this node forgot may be outstanding.
 //!
-//! *Invariant*: nothing reaches consensus from a connection that was not admitted, and no
-//! connection has more than a bounded number of requests at work here.
+//! *Invariant*: nothing reaches consensus from a connection that was not admitted, nor asks it for
+//! a vote while this node belongs to no cluster; no connection has more than a bounded number of
+//! requests at work here.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -19,8 +20,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use openraft::storage::RaftStateMachine;
+use parking_lot::Mutex;
 
-use super::connection::{Connection, Identity, PeerStream, admit, read_hello};
+use super::connection::{Connection, Identity, NOT_LISTED, PeerStream, admit, read_hello};
 use super::frames::{Admission, Channel, Hello, kind};
 use super::lease::LeaseGuard;
 use super::messages::{
@@ -133,8 +135,8 @@ pub trait PeerHooks: Send + Sync + 'static {
         let _ = from;
     }
 
-    /// A member of `cluster` has called this node, which belongs to none yet: remember it durably,
-    /// or fail and stay outside. May block.
+    /// A member of `cluster` sends this node, which belongs to none yet, what it has: remember the
+    /// cluster durably, or fail and stay outside. May block.
     fn join_cluster(&self, cluster: u64) -> io::Result<()>;
 
     /// Bytes that this node's disk can still take, told to the leader with each acknowledgement.
@@ -154,6 +156,8 @@ pub struct PeerHandler {
     pub hooks: Arc<dyn PeerHooks>,
     /// Where blocking calls go.
     pub executor: Executor,
+    /// Why a peer was last not admitted: it is said once.
+    pub refused: Mutex<String>,
 }
 
 /// Serves one connection until the peer closes it (`Ok`) or something breaks. A stream on which the
@@ -191,16 +195,29 @@ async fn admit_peer(
             Ok(Some((hello.from, channel)))
         }
         Err(reason) => {
-            tracing::warn!(from = hello.from, %reason, "a peer was not admitted");
+            handler.note_refused(hello.from, &reason);
             connection.send(Admission::Refused { reason }.encode()).await?;
             Ok(None)
         }
     }
 }
 
+impl PeerHandler {
+    fn note_refused(&self, from: NodeId, reason: &str) {
+        if reason == NOT_LISTED {
+            return tracing::debug!(from, reason, "a peer was not admitted");
+        }
+        let mut last = self.refused.lock();
+        if *last != reason {
+            tracing::warn!(from, reason, "a peer was not admitted");
+            reason.clone_into(&mut last);
+        }
+    }
+}
+
 async fn enter(handler: &PeerHandler, hello: &Hello) -> Result<Channel, String> {
     let channel = admit(&handler.identity, hello)?;
-    if hello.cluster != 0 && handler.identity.cluster() == 0 {
+    if channel != Channel::Requests && handler.identity.cluster() == 0 {
         let (hooks, cluster) = (handler.hooks.clone(), hello.cluster);
         let joined = handler.executor.blocking(move || hooks.join_cluster(cluster)).await;
         match joined {
@@ -331,6 +348,9 @@ async fn answer(handler: &PeerHandler, from: NodeId, request: Request) -> Result
             return Err(Refusal("the answer is too large".to_owned()));
         }
         return Ok(answer);
+    }
+    if handler.identity.cluster() == 0 {
+        return Err(Refusal("this node belongs to no cluster yet".to_owned()));
     }
     handler.lease.check().map_err(|guarded| Refusal(guarded.to_string()))?;
     let answer = match request {

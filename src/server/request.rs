@@ -25,15 +25,13 @@ use super::dump::{self, Ended};
 use super::listen::Doors;
 use super::schema::SchemaDesk;
 use super::sink::RowsSink;
+use super::statements::Statements;
 
 /// dqlite's answer to Client; nobody enforces it.
 const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
 
 /// The id of the one database that a connection has open.
 const DATABASE_ID: u64 = 0;
-
-/// Prepared statements of a connection.
-const STATEMENTS_MAX: usize = 4096;
 
 /// How long a new member's host name may take to resolve.
 const RESOLVE_MAX: Duration = Duration::from_secs(5);
@@ -93,17 +91,23 @@ impl From<ChangeFailure> for Refusal {
     }
 }
 
-#[derive(Clone)]
-struct Prepared {
-    sql: String,
-}
-
 /// What a connection has open.
 struct Open {
     session: Session,
-    statements: Vec<Option<Prepared>>,
+    statements: Statements,
     /// The term it was opened in; `None` on a node that need not lead.
     term: Option<u64>,
+}
+
+impl Open {
+    /// The session's next statement is executed once for `request`.
+    fn take_request(&mut self, request: Option<Once>, member: &Member) {
+        let Some(Once { id, age, sent_after }) = request else { return };
+        let on_its_way = member.env().clock.monotonic().saturating_sub(sent_after);
+        // What is sent for the first time to one that leads in one term goes to no other.
+        let elsewhere = !age.is_zero() || self.term.is_none();
+        self.session.set_request(id, age.saturating_add(on_its_way), elsewhere);
+    }
 }
 
 /// Who speaks on a connection.
@@ -132,12 +136,26 @@ pub struct Client {
     level: ReadLevel,
     open: Option<Box<Open>>,
     /// What the next statement is to be executed once for.
-    request: Option<(RequestId, Duration)>,
+    request: Option<Once>,
+    /// When the last request was answered, or the connection accepted, on the monotonic clock: a
+    /// client that waits for its answers has sent nothing of what comes next before.
+    answered: Duration,
+}
+
+/// What a statement is to be executed once for.
+#[derive(Clone, Copy)]
+struct Once {
+    id: RequestId,
+    /// How old the client says that it is.
+    age: Duration,
+    /// It was sent after this, on the monotonic clock.
+    sent_after: Duration,
 }
 
 impl Client {
     /// A connection that has just said its protocol.
     pub fn new(doors: &Doors, handshake: Handshake, whose: Whose) -> Client {
+        let answered = doors.member.env().clock.monotonic();
         Client {
             member: doors.member.clone(),
             schema: doors.schema.clone(),
@@ -147,6 +165,7 @@ impl Client {
             level: ReadLevel::Linearizable,
             open: None,
             request: None,
+            answered,
         }
     }
 
@@ -198,7 +217,8 @@ impl Client {
             Request::Status => Response::StatusOk(self.status()),
             // Whatever the statement behind it meets, it does not run without its id.
             Request::RequestId { id, age_ms, .. } => {
-                self.request = Some((RequestId(id), Duration::from_millis(age_ms)));
+                let (id, age) = (RequestId(id), Duration::from_millis(age_ms));
+                self.request = Some(Once { id, age, sent_after: self.answered });
                 Response::Empty
             }
             Request::Outcome { outcome, .. } => self.outcome(&outcome),
@@ -211,6 +231,7 @@ impl Client {
             _ => return Ok(false),
         };
         put(out, &response);
+        self.answered = self.member.env().clock.monotonic();
         Ok(true)
     }
 
@@ -300,10 +321,10 @@ impl Client {
         let Some(open) = open else {
             return failure(code::NOTFOUND, code::NO_DATABASE);
         };
-        let slot = usize::try_from(statement).ok().and_then(|at| open.statements.get_mut(at));
-        match slot.and_then(Option::take) {
-            Some(_) => Response::Empty,
-            None => failure(code::NOTFOUND, code::NO_STATEMENT),
+        if open.statements.remove(statement) {
+            Response::Empty
+        } else {
+            failure(code::NOTFOUND, code::NO_STATEMENT)
         }
     }
 
@@ -323,6 +344,7 @@ impl Client {
             follower_reads: self.follower_reads,
             level: self.level,
             request: self.request,
+            answered: self.answered,
         };
         tokio::spawn(async move {
             let reply = client.reply(&frame, &cancel, parts).await;
@@ -333,6 +355,7 @@ impl Client {
     /// Takes the state back.
     pub fn finish(&mut self, back: Client) {
         *self = back;
+        self.answered = self.member.env().clock.monotonic();
     }
 
     async fn reply(
@@ -454,7 +477,7 @@ impl Client {
         let mut session = Session::new(self.member.clone(), database);
         session.set_level(self.level);
         let term = if self.follower_reads { None } else { term };
-        self.open = Some(Box::new(Open { session, statements: Vec::new(), term }));
+        self.open = Some(Box::new(Open { session, statements: Statements::default(), term }));
         Ok(Response::Db { id: 0 })
     }
 
@@ -473,34 +496,20 @@ impl Client {
         if !tail && !crate::sqlite::text::is_blank(rest) {
             return Err(Failure::NonemptyTail.into());
         }
-        let free = open.statements.iter().position(Option::is_none);
-        let at = free.unwrap_or(open.statements.len());
-        if at >= STATEMENTS_MAX {
-            return Err(Refusal::new(code::ERROR, "too many prepared statements"));
-        }
-        let prepared = Prepared { sql: sql.get(..bytes).unwrap_or(sql).to_owned() };
-        if at == open.statements.len() {
-            open.statements.push(Some(prepared));
-        } else if let Some(slot) = open.statements.get_mut(at) {
-            *slot = Some(prepared);
-        }
+        let statement = open.statements.add(sql.get(..bytes).unwrap_or(sql));
+        let statement = statement.map_err(|text| Refusal { code: code::ERROR, text })?;
         Ok(Response::Stmt {
             database: 0,
-            statement: u32::try_from(at).unwrap_or(u32::MAX),
+            statement,
             params: u64::try_from(described.parameters).unwrap_or(u64::MAX),
             tail: tail.then(|| u64::try_from(bytes).unwrap_or(u64::MAX)),
         })
     }
 
-    async fn prepared(&mut self, database: u32, statement: u32) -> Result<String, Refusal> {
+    async fn prepared(&mut self, database: u32, statement: u32) -> Result<Arc<str>, Refusal> {
         self.check_open(u64::from(database)).await?;
-        let at = usize::try_from(statement).unwrap_or(usize::MAX);
-        let open = self.open.as_ref();
-        let prepared = open.and_then(|open| open.statements.get(at)).and_then(Option::as_ref);
-        match prepared {
-            Some(prepared) => Ok(prepared.sql.clone()),
-            None => Err(Refusal::new(code::NOTFOUND, code::NO_STATEMENT)),
-        }
+        let sql = self.open.as_ref().and_then(|open| open.statements.get(statement));
+        sql.ok_or_else(|| Refusal::new(code::NOTFOUND, code::NO_STATEMENT))
     }
 
     async fn exec(
@@ -513,9 +522,7 @@ impl Client {
         let Some(open) = &mut self.open else {
             return Err(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
         };
-        if let Some((id, age)) = self.request.take() {
-            open.session.set_request(id, age);
-        }
+        open.take_request(self.request.take(), &self.member);
         match open.session.exec(sql, values, cancel).await {
             Ok(Ran { last_insert_rowid: last_insert_id, changes, .. }) => {
                 Ok(Response::Result { last_insert_id, rows_affected: affected(changes) })
@@ -544,9 +551,7 @@ impl Client {
         let Some(open) = &mut self.open else {
             return refuse(Refusal::new(code::NOTFOUND, code::NO_DATABASE));
         };
-        if let Some((id, age)) = request {
-            open.session.set_request(id, age);
-        }
+        open.take_request(request, &self.member);
         let (ran, sink) = open.session.query(sql, values, cancel, RowsSink::new(parts)).await;
         match (ran, sink) {
             (Ok(_), Some(sink)) => match sink.finish() {

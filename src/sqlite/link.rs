@@ -167,6 +167,12 @@ impl Link {
         self.notes.lock().seen.take()
     }
 
+    /// The last version that the connection held: what it knows of the schema is of this one, or of
+    /// one that this one stands on.
+    pub fn held(&self) -> Option<Seen> {
+        self.notes.lock().held
+    }
+
     /// What was published since this was last asked.
     pub fn take_published(&self) -> Vec<Published> {
         std::mem::take(&mut self.notes.lock().published)

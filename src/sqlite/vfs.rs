@@ -317,10 +317,13 @@ impl MainFile {
 
     fn lock(&mut self, level: c_int) -> Code {
         if self.level == ffi::SQLITE_LOCK_NONE && level >= ffi::SQLITE_LOCK_SHARED {
+            let snapshot = self.take_snapshot()?;
+            // Only now: a rewind between the two would give a snapshot of the next epoch to a
+            // connection that knows the schema of the one that ended, and with that noted as what
+            // it holds nobody would ever see the difference again.
             if !self.link.stands() {
                 return Err(self.fail(PagesError::Rewound));
             }
-            let snapshot = self.take_snapshot()?;
             self.link.note_seen(&snapshot);
             self.snapshot = Some(snapshot);
             self.level = ffi::SQLITE_LOCK_SHARED;

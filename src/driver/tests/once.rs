@@ -2,6 +2,7 @@
 //! not know ids, and told of what was done before.
 
 use super::*;
+use crate::driver::once::Sending;
 use crate::wire::{EXTENSION_VERSION_ONCE, Request};
 
 const INSERT: &str = "INSERT INTO t VALUES(1)";
@@ -102,4 +103,75 @@ async fn a_closure_whose_commit_was_executed_is_not_run_again() {
     assert_eq!(told.await.as_deref(), Ok(&b"told"[..]));
     assert_eq!(runs, 1);
     assert_eq!(fake.sql(), ["BEGIN IMMEDIATE", INSERT, "COMMIT", "BEGIN IMMEDIATE"]);
+}
+
+/// The first attempt sent the statement and lost the answer; the second failed before it had sent
+/// anything. That erased the doubt, and the caller was told that nothing had been executed.
+#[tokio::test]
+async fn an_attempt_that_sends_nothing_tells_nothing_of_those_before_it() {
+    let id = RequestId::given([1; 16], Duration::ZERO);
+    let (lost, unsent) = (Sending::new(&id), Sending::new(&id));
+    lost.note_sent();
+    unsent.note_not_executed();
+    assert!(id.is_in_doubt());
+    let refused = Sending::new(&id);
+    refused.note_sent();
+    refused.note_not_executed();
+    assert!(id.is_in_doubt(), "of the last one only");
+    lost.note_not_executed();
+    assert!(!id.is_in_doubt());
+
+    let fake = knowing().await;
+    let client = client(&[&fake]);
+    let id = client.request_id();
+    fake.next(kind::EXEC_SQL, Reply::Close);
+    fake.next(kind::OPEN, Reply::One(Response::Db { id: 0 }));
+    fake.fail_next(kind::OPEN, code::ERROR, "no");
+    let told = client.database("db").execute_once(&id, INSERT, vec![]).await;
+    assert!(matches!(told, Err(DriverError::OutcomeUnknown { .. })), "{told:?}");
+    assert_eq!(fake.sql(), [INSERT]);
+}
+
+/// As above, of a prepared statement with an id of its own: a DROP TABLE whose answer was lost
+/// cannot be prepared once more, and the caller was told that there is no such table. A repeat is
+/// sent as text, which the server looks at only if it does not know the id.
+#[tokio::test]
+async fn a_repeat_of_a_prepared_statement_is_not_prepared_again() {
+    let fake = knowing().await;
+    let options = Options { request_ids: true, ..options() };
+    let client = Client::new([fake.address.clone()], options).unwrap();
+    let sql = "DROP TABLE t";
+    let statement = client.database("db").prepare(sql).await.unwrap();
+    fake.next(kind::EXEC, Reply::Close);
+    let told = statement.execute(vec![]).await;
+    assert!(told.is_ok(), "{told:?}");
+    assert_eq!((fake.count(kind::PREPARE), fake.count(kind::EXEC)), (1, 1));
+    assert_eq!(fake.sql(), [sql]);
+    let ids = ids(&fake);
+    assert!(ids.len() == 2 && ids[0] == ids[1], "{ids:?}");
+    // What was refused is prepared: it was not executed.
+    fake.fail_next(kind::EXEC, code::NOT_LEADER, code::NOT_LEADER_TEXT);
+    statement.execute(vec![]).await.unwrap();
+    assert_eq!(fake.sql(), [sql]);
+}
+
+/// A server takes an id to be as old as its own last answer on the connection: a new one on a
+/// connection that had been idle looked as if it could have been forgotten.
+#[tokio::test]
+async fn an_id_on_an_idle_connection_goes_behind_a_fresh_answer() {
+    let fake = knowing().await;
+    let client = client(&[&fake]);
+    let db = client.database("db");
+    let once = async || {
+        let told = db.execute_once(&client.request_id(), INSERT, vec![]).await;
+        assert!(told.is_ok(), "{told:?}");
+        fake.count(kind::LEADER)
+    };
+    let asked = once().await;
+    assert_eq!(once().await, asked);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_millis(1500)).await;
+    tokio::time::resume();
+    assert_eq!(once().await, asked + 1);
+    assert_eq!(ids(&fake).len(), 3);
 }

@@ -30,6 +30,21 @@ impl Debts {
         Debts { published: connection.take_published(), seen }
     }
 
+    /// As [`Debts::of`], of a statement that was prepared only: SQLite takes what it says of it from
+    /// a schema that the connection may have read long ago.
+    pub fn of_description(connection: &Connection) -> Debts {
+        let mut debts = Debts::of(connection);
+        let link = connection.link();
+        let is_applied = |held: &Seen| {
+            let waiting = link.store().wait_applied(held.version, held.epoch);
+            matches!(waiting, Waiting::Now(Resolution::Applied))
+        };
+        if debts.seen.is_empty() {
+            debts.seen.extend(link.held().filter(|held| !is_applied(held)));
+        }
+        debts
+    }
+
     /// Adds those of a later statement.
     pub fn add(&mut self, later: Debts) {
         self.published.extend(later.published);

@@ -33,10 +33,11 @@ pub struct OnceTransaction {
 
 impl Session {
     /// The next statement, or the transaction that it begins, is executed once, however often it
-    /// is sent with this id. `age`: how long ago that was first done; zero for the first time.
-    pub fn set_request(&mut self, id: RequestId, age: Duration) {
-        let now = self.member.env().clock.unix();
-        self.request = Some(Request { id, age, now, retention: Retention::default() });
+    /// is sent with this id. `age`: how long ago that was first done, at most. `elsewhere`: perhaps
+    /// to another leader.
+    pub fn set_request(&mut self, id: RequestId, age: Duration, elsewhere: bool) {
+        let (now, retention) = (self.member.env().clock.unix(), Retention::default());
+        self.request = Some(Request { id, age, elsewhere, now, retention });
     }
 
     /// What a repeat of the open transaction will be told.

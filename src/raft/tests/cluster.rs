@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use openraft::ServerState;
 use openraft::impls::ProgressResponder;
+use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -109,6 +110,7 @@ impl Node {
             lease,
             hooks: Arc::new(Hooks),
             executor: Executor::Threads,
+            refused: Mutex::default(),
         });
         let mut serving = JoinSet::new();
         serving.spawn(async move {

@@ -28,7 +28,7 @@ use super::super::peers::{PeerHandler, PeerHooks, RaftDoor, Stopped, serve};
 use super::super::snapshot::*;
 use super::super::transfer;
 use super::super::types::*;
-use crate::base::{DatabaseId, Env, Executor};
+use crate::base::{DatabaseId, Env, Executor, MemberInfo, Role};
 use crate::log::{LogId, Vote};
 
 const CLUSTER: u64 = 77;
@@ -123,6 +123,7 @@ fn handler(node: u64, cluster: u64, fresh: bool) -> (Arc<PeerHandler>, Arc<Door>
         lease: Arc::new(lease),
         hooks: hooks.clone(),
         executor: Executor::Threads,
+        refused: Mutex::default(),
     };
     (Arc::new(handler), door, hooks)
 }
@@ -265,7 +266,7 @@ async fn a_connection_that_broke_idle_is_opened_anew() {
     let (mut client, _) = client(&pipes);
     for round in 1..=3u64 {
         // Preamble, hello and one append pass; a little later the pipe ends.
-        *pipes.cut_after.lock() = Some(8 + 38 + 103);
+        *pipes.cut_after.lock() = Some(8 + 39 + 103);
         let input = stream::iter([append_of(round, 10)]);
         let answers: Vec<_> = client.session(input).await.unwrap().collect().await;
         assert!(matches!(&answers[..], [Ok(Ok(_))]), "{answers:?}");
@@ -309,7 +310,7 @@ async fn who_is_not_admitted_hears_why() {
     {
         let (handler, ..) = handler(node, cluster, true);
         let dialer: Arc<dyn Dialer> = Pipes::to(&handler);
-        let identity = Identity::new(1, CLUSTER);
+        let identity = member_knowing(2, Role::Spare);
         match connect(&dialer, &identity, to, "pipe", Channel::Append).await {
             Ok(_) => {
                 assert_eq!(why, "");
@@ -321,8 +322,57 @@ async fn who_is_not_admitted_hears_why() {
     let (outsider, ..) = handler(2, 0, true);
     let dialer: Arc<dyn Dialer> = Pipes::to(&outsider);
     let stranger = Identity::new(1, CLUSTER + 5);
+    stranger.learn(&[listed(2, Role::Spare)]);
     let refused = connect(&dialer, &stranger, 2, "pipe", Channel::Append).await;
     assert!(refused.err().unwrap().to_string().contains("not asked to join"));
+}
+
+fn listed(id: u64, role: Role) -> MemberInfo {
+    MemberInfo { id, address: "pipe".to_owned(), role }
+}
+
+/// Node 1, which knows another member.
+fn member_knowing(id: u64, role: Role) -> Arc<Identity> {
+    let identity = Identity::new(1, CLUSTER);
+    identity.learn(&[listed(id, role)]);
+    identity
+}
+
+/// A voter lost its data and came back under its id: whoever dialed it made it join the cluster,
+/// and then it gave its vote a second time. Nothing but being sent the log makes a node join, and
+/// nobody that is known as a voter joins.
+#[tokio::test]
+async fn a_node_without_a_cluster_neither_votes_nor_joins_as_a_voter() {
+    let (handler, door, _) = handler(2, 0, true);
+    let pipes = Pipes::to(&handler);
+    let dialer: Arc<dyn Dialer> = pipes.clone();
+    let voter = member_knowing(2, Role::Voter);
+    for channel in [Channel::Append, Channel::Requests, Channel::Snapshot] {
+        let refused = connect(&dialer, &voter, 2, "pipe", channel).await.err().unwrap();
+        assert!(refused.to_string().contains("node 2 has voted in this cluster"), "{refused}");
+    }
+    let ignorant = Identity::new(1, CLUSTER);
+    for channel in [Channel::Append, Channel::Snapshot] {
+        let refused = connect(&dialer, &ignorant, 2, "pipe", channel).await.err().unwrap();
+        assert!(refused.to_string().contains("not listed as a member yet"), "{refused}");
+    }
+    let limit = Duration::from_secs(5);
+    let vote = VoteRequest::new(raft_vote(Vote { term: 1, node: 1, committed: false }), None);
+    for known in [ignorant, member_knowing(2, Role::Standby)] {
+        let client = CallClient::new(pipes.clone(), known, 2, "pipe".to_owned());
+        for request in [Request::Vote(vote.clone()), Request::PreVote(vote.clone())] {
+            let refused = client.ask(request, limit).await;
+            assert!(matches!(refused, Err(CallError::Refused(_))), "{refused:?}");
+        }
+        let call = Request::Call { kind: 1, body: Bytes::new() };
+        assert!(client.ask(call, limit).await.is_ok(), "it is asked who it is");
+    }
+    assert_eq!(handler.identity.cluster(), 0, "a call made it join");
+    let spare = member_knowing(2, Role::Spare);
+    assert!(connect(&dialer, &spare, 2, "pipe", Channel::Append).await.is_ok());
+    assert_eq!(handler.identity.cluster(), CLUSTER);
+    assert!(connect(&dialer, &voter, 2, "pipe", Channel::Requests).await.is_ok(), "promoted");
+    assert!(door.handed.lock().is_empty());
 }
 
 fn calls(pipes: &Arc<Pipes>) -> CallClient {

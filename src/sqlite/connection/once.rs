@@ -11,8 +11,8 @@
 //! ```
 //!
 //! It is made by the first request that has an id. Each that is remembered forgets the oldest
-//! beyond the [`Retention`], in its own transaction. A *repeat* of a request that may be one of the
-//! forgotten is refused: it is not run a second time.
+//! beyond the [`Retention`], in its own transaction. A request that may be one of the forgotten is
+//! refused: it is not run a second time.
 //!
 //! *Invariant*: the row and what it tells of are committed by one transaction, or neither is.
 
@@ -66,8 +66,10 @@ impl Default for Retention {
 pub struct Request {
     /// Its id.
     pub id: RequestId,
-    /// How long ago it was sent for the first time; zero: this is the first time.
+    /// It was sent for the first time so long ago at most, the way here included.
     pub age: Duration,
+    /// Another leader, with another clock, may have executed it.
+    pub elsewhere: bool,
     /// When it arrived, since the Unix epoch, by this node's clock.
     pub now: Duration,
     /// How much is remembered.
@@ -171,7 +173,7 @@ impl Connection {
         self.check_stands()?;
         let fingerprint = fingerprint(sql, params);
         self.ours(BEGIN, execute)?;
-        let done = match self.find_request(request) {
+        let done = match self.find(request) {
             Ok(Some(stored)) => Ok(Done::Before(stored)),
             Ok(None) => self
                 .once_within(request, fingerprint, sql, params, surplus, sink)
@@ -223,23 +225,32 @@ impl Connection {
     /// Within a transaction that has just begun: what the request came to when it was executed
     /// before. An error where nobody can know that any more.
     pub fn find_request(&self, request: &Request) -> Result<Option<Stored>, SqlError> {
+        self.space.enter();
+        self.link.begin_statement();
+        self.guard.begin();
+        self.find(request).map_err(|error| self.explain(error))
+    }
+
+    fn find(&self, request: &Request) -> Result<Option<Stored>, SqlError> {
         let found = self.ours(FIND, |statement| {
             let mut rows = statement.query([request.id.0.as_slice()])?;
             rows.next()?.map(|row| row.get::<_, Vec<u8>>(0)).transpose()
         });
         match found {
             Ok(Some(result)) => Stored::decode(&result).map(Some).map_err(from_malformed),
-            Ok(None) if request.age.is_zero() => Ok(None),
             Ok(None) => self.check_not_forgotten(request).map(|()| None),
             Err(error) if is_no_table(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether a request that is not there was never executed: what was forgotten is older.
+    /// Whether a request that is not there was never executed: what was forgotten is older. Also of
+    /// one that is sent for the first time: it may have been on its way for so long that a repeat
+    /// overtook it.
     fn check_not_forgotten(&self, request: &Request) -> Result<(), SqlError> {
         let Some((position, oldest)) = self.ours(FIRST, first)? else { return Ok(()) };
-        let begun = request.now.saturating_sub(request.age + limits::REQUEST_CLOCKS_APART_MAX);
+        let apart = Some(limits::REQUEST_CLOCKS_APART_MAX).filter(|_| request.elsewhere);
+        let begun = request.now.saturating_sub(request.age + apart.unwrap_or_default());
         if position == 0 || millis(begun) > oldest {
             return Ok(());
         }
@@ -301,13 +312,17 @@ impl Connection {
     pub fn remember_transaction(&self, request: &Request, stored: &Stored) -> Result<(), SqlError> {
         self.space.enter();
         self.link.begin_statement();
+        self.guard.begin();
         self.check_stands()?;
-        self.internally("SAVEPOINT quire_request")?;
-        let remembered = self.remember(request, stored);
-        if remembered.is_err() {
-            self.forget_transaction();
-        }
-        remembered
+        let saved = self.internally("SAVEPOINT quire_request");
+        let remembered = saved.and_then(|()| {
+            let remembered = self.remember(request, stored);
+            if remembered.is_err() {
+                self.forget_transaction();
+            }
+            remembered
+        });
+        remembered.map_err(|error| self.explain(error))
     }
 
     /// Takes [`Connection::remember_transaction`] back: the transaction was not committed.
