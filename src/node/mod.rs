@@ -160,6 +160,7 @@ impl Node {
             space,
             options,
             disturbed,
+            lease: lease.clone(),
         });
         let hooks = Hooks::new(disk.clone(), log.clone(), env.executor, stored.clone());
         hooks.attach(&member);
@@ -194,6 +195,7 @@ impl Node {
             address: config.address,
             join: config.join,
             member: member.clone(),
+            hooks,
             network,
             log: log.clone(),
         };
