@@ -161,6 +161,7 @@ impl Node {
             space,
             options,
             disturbed,
+            lease: lease.clone(),
         });
         let hooks = Hooks::new(disk.clone(), log.clone(), env.executor, stored.clone());
         hooks.attach(&member);
@@ -196,6 +197,7 @@ impl Node {
             address: config.address,
             join: config.join,
             member: member.clone(),
+            hooks,
             network,
             log: log.clone(),
         };
