@@ -79,6 +79,54 @@ async fn a_cluster_lives_on_one_thread() {
     trio.stop_all().await;
 }
 
+/// A node joined after the leader had been cut off. Found again by that node alone, the old leader
+/// looked into its own membership, did not find it there, and told it that it had been removed; it
+/// served nothing then. Only a quorum knows who was removed.
+#[tokio::test(start_paused = true)]
+async fn a_leader_without_a_quorum_tells_nobody_that_it_was_removed() {
+    let mut trio = Trio::start().await;
+    trio.client().database("shop").execute("CREATE TABLE t(x)", vec![]).await.unwrap();
+    let old = trio.leader().await;
+    trio.net.cut(&address(old));
+    let others: Vec<NodeId> = (1..=3).filter(|id| *id != old).collect();
+    until("another leader", || {
+        others.iter().find(|id| trio.member(**id).leading_term().is_ok()).copied()
+    })
+    .await;
+    trio.disks.insert(4, FakeDisk::new());
+    trio.run(4).await;
+    let listed = || {
+        let mut members = trio.member(4).leadership().members.into_iter();
+        members.find(|member| member.id == 4)
+    };
+    until("node 4 to be a member", listed).await;
+    until("node 4 to have the database", || trio.member(4).catalog().by_name(&shop())).await;
+
+    // Now it reaches the old leader and nobody else, for longer than it takes to ask.
+    trio.net.heal();
+    others.iter().for_each(|id| trio.net.cut(&address(*id)));
+    assert!(trio.member(old).leading_term().is_ok(), "it does not know better");
+    sleep(Duration::from_secs(60)).await;
+    assert!(!trio.member(4).is_removed(), "by whose word?");
+
+    // A leader with a quorum knows.
+    trio.net.heal();
+    let members = trio.nodes.values().map(|node| node.member().clone()).collect::<Vec<_>>();
+    let remove = async || {
+        for member in members.iter().filter(|member| member.leading_term().is_ok()) {
+            if member.remove_member(4).await.is_ok() {
+                return true;
+            }
+        }
+        false
+    };
+    while !remove().await {
+        sleep(Duration::from_millis(100)).await;
+    }
+    until("node 4 to be told", || trio.member(4).is_removed().then_some(())).await;
+    trio.stop_all().await;
+}
+
 async fn insert(member: &Arc<Member>, id: i64) -> Result<Ran, Failure> {
     let database = member.find_database(&shop()).unwrap();
     let mut session = Session::new(member.clone(), database);

@@ -331,6 +331,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Each of these nodes gets the address of the next one, the last that of the first, from their
+    /// next starts on.
+    pub fn trade_addresses(&mut self, ids: &[usize]) {
+        let addresses: Vec<String> = ids.iter().map(|id| self.address(*id).to_owned()).collect();
+        for (id, address) in ids.iter().zip(addresses.into_iter().cycle().skip(1)) {
+            self.node_mut(*id).address = address;
+        }
+    }
+
     /// Gives a node more flags of `quire serve`, from its next start on.
     pub fn flag(&mut self, id: usize, flags: &[&str]) {
         self.node_mut(id).flags.extend(flags.iter().map(|flag| (*flag).to_owned()));

@@ -269,6 +269,10 @@ async fn what_would_reach_the_file_system_is_refused_and_said_in_the_log() -> Re
         ("PRAGMA mmap_size = 1000000", "PRAGMA mmap_size"),
         ("PRAGMA cache_size = -9999999", "PRAGMA cache_size"),
         ("PRAGMA no_such_pragma", "PRAGMA no_such_pragma"),
+        // A byte order mark is a blank to SQLite.
+        ("\u{feff}PRAGMA journal_mode = WAL", "PRAGMA journal_mode"),
+        (" ;\u{feff}\u{feff}PRAGMA \u{feff}page_size = 8192", "PRAGMA page_size"),
+        ("\u{feff}ATTACH 'refused-attached.db' AS x", "ATTACH 'refused-attached.db'"),
         ("ATTACH 'refused-attached.db' AS x", "ATTACH 'refused-attached.db'"),
         ("ATTACH 'file:refused-attached.db?vfs=unix' AS x", "ATTACH 'file:"),
         ("ATTACH 'refused-' || 'attached.db' AS x", "action 24"),

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::raw::Raw;
 use cluster_tests::{Cluster, wait_for};
 use quire::driver::{Client, DriverError, Options, ReadLevel};
 use quire::params;
+use quire::wire::Request;
 
 const PAGE: u64 = 4096;
 
@@ -169,5 +171,60 @@ async fn the_leaders_page_is_found_by_a_read_and_it_hands_over_first() -> Result
     ensure!(format!("{rows:?}").contains("20001"), "{rows:?}");
     client.database("other").execute("INSERT INTO t VALUES (1)", params![]).await?;
     repaired(&cluster, leader).await?;
+    Ok(())
+}
+
+/// Two of three copies were damaged while the third member was away. The leader handed over to the
+/// other damaged one, which refused; nobody led any more, and all databases stood still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_leader_leads_on_where_nobody_else_may() -> Result<()> {
+    let (mut cluster, _) = start().await?;
+    // So that no page is in a cache.
+    cluster.kill_all()?;
+    for id in 1..=3 {
+        cluster.restart(id)?;
+    }
+    let leader = cluster.wait_for_leader().await?;
+    let mut followers = (1..=3).filter(|id| *id != leader);
+    let damaged = followers.next().context("a follower")?;
+    let away = followers.next().context("another follower")?;
+    cluster.kill(away)?;
+    damage(&cluster, damaged)?;
+    let page = damage(&cluster, leader)?;
+    let client = Client::new(cluster.addresses(), Options::default())?;
+    // The follower finds it, asks the leader for its page, and so the leader finds it, too.
+    let at = client.at(cluster.address(damaged))?;
+    wait_for("the damage to be found", async || {
+        // An error is as good: it may be found meanwhile.
+        let _ = at.digest("shop", true).await;
+        Ok(cluster.log(leader).contains("a copy is damaged here").then_some(()))
+    })
+    .await?;
+    found_once(&cluster, damaged, page)?;
+    found_once(&cluster, leader, page)?;
+    let text = "no voter of";
+    wait_for("the leader to look for another one", async || {
+        let log = cluster.log(leader);
+        ensure!(!log.contains("handing leadership over"), "to whom?");
+        Ok(log.contains(text).then_some(()))
+    })
+    .await?;
+    let mut raw = Raw::connect(cluster.address(leader)).await?;
+    for to in [0, damaged as u64] {
+        client.database("other").execute("INSERT INTO t VALUES (1)", params![]).await?;
+        let (code, refused) =
+            raw.ask(&Request::Transfer { id: to }).await?.failure().context("")?;
+        ensure!(code == 1 && refused.contains(text), "{code} {refused}");
+    }
+    client.database("other").execute("INSERT INTO t VALUES (1)", params![]).await?;
+    ensure!(cluster.leader().await == Some(leader));
+
+    // With a whole copy there again all goes on, whoever leads then.
+    cluster.restart(away)?;
+    repaired(&cluster, leader).await?;
+    repaired(&cluster, damaged).await?;
+    ensure!(!cluster.log(leader).contains("leadership was not taken over"), "by whom?");
+    let shop = client.database("shop");
+    shop.execute("INSERT INTO goods(name) VALUES ('more')", params![]).await?;
     Ok(())
 }

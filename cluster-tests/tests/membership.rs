@@ -452,6 +452,41 @@ async fn members_that_have_moved_tell_the_others() -> Result<()> {
     Ok(())
 }
 
+/// Two members were started at each other's addresses. Each was told that another member has that
+/// address, and they stayed listed where they were not.
+#[tokio::test]
+async fn members_that_trade_their_addresses_are_listed_where_they_are() -> Result<()> {
+    let mut cluster = Cluster::start_with(automatic(3)).await?;
+    create(&cluster.client()?).await?;
+    for trading in [&[1, 2][..], &[2, 3], &[1, 2, 3]] {
+        for of in trading {
+            cluster.kill(*of)?;
+        }
+        cluster.trade_addresses(trading);
+        for of in trading {
+            cluster.restart(*of)?;
+        }
+        wait_for("each member to be listed at its new address", async || {
+            let members = cluster.members().await;
+            let listed = |m: &driver::NodeInfo| {
+                let of = usize::try_from(m.id).unwrap_or_default();
+                (1..=3).contains(&of) && m.address.to_string() == cluster.address(of)
+            };
+            Ok((members.len() == 3 && members.iter().all(listed)).then_some(()))
+        })
+        .await?;
+        insert(&cluster.client()?, 1).await?;
+    }
+    assert_eq!(count(&cluster.client()?).await?, 3);
+    // Where nobody trades, an address stays whose it is.
+    let new = cluster.prepare()?;
+    let taken = cluster.address(1).to_owned();
+    let mut raw = Raw::connect(cluster.address(cluster.wait_for_leader().await?)).await?;
+    let refused = raw.ask(&add(id(new), &taken)).await?.failure();
+    assert_eq!(refused, Some((1, "server address already in use".to_owned())));
+    Ok(())
+}
+
 // ---- replacing all of them
 
 /// Clients that write until they are told to stop: each row under a request id, so that no error at

@@ -14,7 +14,7 @@ use cluster_tests::raw::{Raw, Said, exec_sql, query_sql};
 use cluster_tests::{Cluster, Options, PATIENCE, Shared, wait_for};
 use quire::driver::{self, Client, Dial, DriverError, PlainDial, RequestId, Stream, Value};
 use quire::params;
-use quire::wire::{Request, Response};
+use quire::wire::{Params, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinSet;
 
@@ -105,6 +105,40 @@ async fn what_cannot_carry_an_id_is_refused_and_not_run() -> Result<()> {
     raw.run("INSERT INTO t VALUES(1); INSERT INTO t VALUES(2)").await?;
     let tables = "SELECT count(*) FROM sqlite_schema WHERE name LIKE '%quire%'";
     assert_eq!(raw.integer(tables).await?, 0, "nothing was remembered");
+    Ok(())
+}
+
+/// A query that was refused before it ran kept its id for whatever came next: a script, which was
+/// refused for it, or a statement that was remembered under another one's id.
+#[tokio::test]
+async fn a_query_that_is_refused_leaves_its_id_to_nobody() -> Result<()> {
+    let cluster = CLUSTER.get().await?;
+    let mut raw = cluster.raw("left").await?;
+    raw.run("CREATE TABLE t(a)").await?;
+    let unknown = Request::Query { database: 0, statement: 77, params: Params::new([]) };
+    let elsewhere = Request::QuerySql {
+        database: 5,
+        sql: "INSERT INTO t VALUES(0)".into(),
+        params: Params::new([]),
+    };
+    let refused = [
+        query_sql("INSERT INTO t VALUES(0); INSERT INTO t VALUES(0)"),
+        query_sql(""),
+        query_sql("INSERT INTO nothing VALUES(0)"),
+        query_sql("SAVEPOINT s"),
+        unknown,
+        elsewhere,
+    ];
+    for (number, query) in (1..).zip(refused) {
+        let said = once(&mut raw, number, query.clone()).await?;
+        ensure!(said.failure().is_some(), "{query:?}: {said:?}");
+        raw.run("INSERT INTO t VALUES(1); INSERT INTO t VALUES(2)").await?;
+        let written = once(&mut raw, number, exec_sql("DELETE FROM t")).await?;
+        let Said::Message(Response::Result { rows_affected, .. }) = written else {
+            anyhow::bail!("{query:?}: {written:?}");
+        };
+        assert_eq!(rows_affected, 2, "{query:?}: another one had used its id");
+    }
     Ok(())
 }
 

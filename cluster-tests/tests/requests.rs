@@ -253,6 +253,38 @@ async fn statements_are_gone_when_leadership_was_lost() -> Result<()> {
     Ok(())
 }
 
+/// The first statement of a script was applied, then the leadership was lost, and a later statement
+/// could not run. "Not leader" was the answer, which says that nothing was executed: clients sent the
+/// script once more, and its first statement was executed twice.
+#[tokio::test]
+async fn leadership_that_is_lost_within_a_script_leaves_its_outcome_open() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let leader = cluster.wait_for_leader().await?;
+    let (mut raw, mut other) = (cluster.raw("script").await?, cluster.raw("script").await?);
+    raw.run("CREATE TABLE t(a)").await?;
+    let script = "INSERT INTO t VALUES(1); \
+                  INSERT INTO t SELECT x FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL \
+                  SELECT i + 1 FROM n WHERE i < 20000000) SELECT max(i) AS x FROM n) WHERE x < 0; \
+                  INSERT INTO t VALUES(2)";
+    raw.send(&[exec_sql(script)]).await?;
+    cluster_tests::wait_for("the first statement to be applied", async || {
+        Ok((other.integer("SELECT count(*) FROM t").await? == 1).then_some(()))
+    })
+    .await?;
+    cluster.pause(leader)?;
+    cluster.wait_for_leader().await?;
+    cluster.resume(leader)?;
+    let failure = raw.answer().await?.failure().context("it was executed")?;
+    assert_eq!(failure, (10506, "leadership lost".to_owned()));
+    let mut raw = cluster.raw("script").await?;
+    assert_eq!(raw.integer("SELECT count(*) FROM t").await?, 1);
+    // Where nothing was executed, it is said.
+    let mut old = Raw::connect(cluster.address(leader)).await?;
+    let failure = old.ask(&exec_sql(script)).await?.failure();
+    assert_eq!(failure, Some((10250, "not leader".to_owned())));
+    Ok(())
+}
+
 /// A client whose node lost the leadership and won it again on the same connection begins anew: no
 /// database is open, and what it prepares is numbered from 0.
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster_tests::{Cluster, Options, wait_for};
-use quire::driver::{Client, Options as ClientOptions};
+use quire::driver::{Client, DriverError, Options as ClientOptions};
 use quire::params;
 use tokio::task::JoinHandle;
 
@@ -159,6 +159,45 @@ async fn a_transfer_goes_on_after_a_kill_in_its_middle() -> Result<()> {
     ensure!(found.parse::<u64>()? >= 512, "{complete:?}");
     same_digests(&cluster, "shop")?;
     same_digests(&cluster, "other")?;
+    Ok(())
+}
+
+/// A spare that was receiving its first snapshot had applied nothing yet. Removed meanwhile, it took
+/// itself for a node that was never a member, and joined again by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_that_is_removed_before_its_first_snapshot_does_not_join_again() -> Result<()> {
+    let mut cluster = Cluster::start_with(options()).await?;
+    create(&cluster).await?;
+    fill(&cluster, 60).await?;
+    purged(&cluster).await?;
+    let new = cluster.grow()?;
+    wait_logged(&cluster, new, 0, "this node has joined the cluster").await?;
+    let incoming = cluster.dir(new).join("incoming");
+    wait_for("pages to arrive", async || {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok(received_bytes(&incoming).is_some_and(|bytes| bytes > 1 << 20).then_some(()))
+    })
+    .await?;
+    cluster.kill(new)?;
+    let log = cluster.log(new);
+    ensure!(!log.contains("the snapshot is complete"), "it was killed too late:\n{log}");
+    let admin = cluster.client()?;
+    wait_for("it to be removed", async || match admin.remove(new as u64).await {
+        Ok(()) => Ok(Some(())),
+        // Another change is on its way.
+        Err(DriverError::Sqlite { code: 5, .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    })
+    .await?;
+    let before = log.len();
+    cluster.restart(new)?;
+    wait_for("it to be told", async || {
+        let log = logged(&cluster, new, before);
+        ensure!(!log.contains("has joined"), "it came back by itself:\n{log}");
+        Ok(log.contains("this node was removed from the cluster").then_some(()))
+    })
+    .await?;
+    ensure!(admin.cluster().await?.len() == 3, "it is listed again");
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -237,7 +237,11 @@ async fn find(client: &Client, name: &str) -> Result<driver::NodeInfo> {
     let known: Vec<String> =
         members.iter().map(|member| format!("{} ({})", member.id, member.address)).collect();
     let known = known.join(", ");
-    let found = members.into_iter().find(named);
+    let mut named = members.into_iter().filter(named);
+    let found = named.next();
+    if let (Some(one), Some(other)) = (&found, named.next()) {
+        bail!("members {} and {} are both listed at {name}: say which by its id", one.id, other.id);
+    }
     found.ok_or_else(|| anyhow!("no member has the id or address {name}: the members are {known}"))
 }
 

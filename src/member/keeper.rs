@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::membership::Description;
 use super::roles::{Known, Parting, Targets, next_change, parting};
 use super::{Member, membership};
 use crate::base::{MemberInfo, NodeId, Role};
@@ -53,7 +54,16 @@ pub struct RoleOptions {
 pub struct Keeper {
     /// Members that joined and may be waiting for a role.
     joined: Mutex<BTreeSet<NodeId>>,
+    /// How each member last described itself: one that does not answer for once is what it was.
+    described: Mutex<BTreeMap<NodeId, Traits>>,
     wake: Notify,
+}
+
+/// What a member says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Traits {
+    failure_domain: u64,
+    weight: u64,
 }
 
 /// What the keeper remembers between two looks.
@@ -153,11 +163,29 @@ impl Memory {
     }
 }
 
+impl Traits {
+    fn of(described: &Description) -> Traits {
+        Traits { failure_domain: described.failure_domain, weight: described.weight }
+    }
+}
+
 impl Keeper {
     /// A member has joined: it is promoted as soon as it has caught up, if it is needed.
     pub fn joined(&self, id: NodeId) {
         self.joined.lock().insert(id);
         self.wake.notify_one();
+    }
+
+    /// Some of `members` have described themselves just now. What is known of all of them.
+    fn note_described(
+        &self,
+        members: &[MemberInfo],
+        now: &BTreeMap<NodeId, Traits>,
+    ) -> BTreeMap<NodeId, Traits> {
+        let mut described = self.described.lock();
+        described.extend(now);
+        described.retain(|id, _| members.iter().any(|member| member.id == *id));
+        described.clone()
     }
 
     /// Nobody is to be promoted: those that have caught up wait for nothing.
@@ -179,6 +207,7 @@ impl Member {
         // As the core knows them: a new leader may not have told of them yet.
         let members = self.core.view().members;
         let descriptions = self.descriptions(&members, &silences).await;
+        let remembered = self.keeper.note_described(&members, &descriptions);
         let offline_after = self.options.roles.offline_after;
         let known = |member: &MemberInfo| {
             let silence = match member.id == self.id {
@@ -187,8 +216,8 @@ impl Member {
             };
             let lag = if member.id == self.id { Some(&0) } else { lags.get(&member.id) };
             let answers = silence.is_some_and(|silence| silence <= READY_SILENCE_MAX);
-            let described = descriptions.get(&member.id).copied();
-            let (failure_domain, weight) = described.unwrap_or_default();
+            let described = descriptions.contains_key(&member.id);
+            let traits = remembered.get(&member.id);
             Known {
                 id: member.id,
                 role: member.role,
@@ -198,22 +227,20 @@ impl Member {
                     None => member.votes() && led_for <= offline_after,
                 },
                 // Who does not describe itself may have just stopped.
-                ready: answers
-                    && described.is_some()
-                    && lag.is_some_and(|lag| *lag <= READY_LAG_MAX),
-                failure_domain,
-                weight,
+                ready: answers && described && lag.is_some_and(|lag| *lag <= READY_LAG_MAX),
+                failure_domain: traits.map(|traits| traits.failure_domain),
+                weight: traits.map_or(0, |traits| traits.weight),
             }
         };
         members.iter().map(known).collect()
     }
 
-    /// The failure domains and weights of those that answer.
+    /// How those that answer describe themselves.
     async fn descriptions(
         &self,
         members: &[MemberInfo],
         silences: &BTreeMap<NodeId, Option<Duration>>,
-    ) -> BTreeMap<NodeId, (u64, u64)> {
+    ) -> BTreeMap<NodeId, Traits> {
         let answers = |id: &NodeId| {
             let silence = silences.get(id).copied().flatten();
             silence.is_some_and(|silence| silence <= READY_SILENCE_MAX)
@@ -222,13 +249,12 @@ impl Member {
             let (id, kind, limit) = (member.id, membership::CALL_DESCRIBE, LOOK);
             let asked = self.network.call(id, &member.address, kind, Bytes::new(), limit).await;
             let described = membership::decode_description(&asked.ok()?).ok()?;
-            Some((id, (described.failure_domain, described.weight)))
+            Some((id, Traits::of(&described)))
         };
         let asked = members.iter().filter(|member| answers(&member.id)).map(one);
         let mut all: BTreeMap<_, _> =
             futures::future::join_all(asked).await.into_iter().flatten().collect();
-        let own = self.description();
-        all.insert(self.id, (own.failure_domain, own.weight));
+        all.insert(self.id, Traits::of(&self.description()));
         all
     }
 
@@ -255,5 +281,28 @@ impl Member {
             return Ok(());
         }
         self.core.assign(leaver, Role::Spare, Turn::Wait).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member of failure domain 2 did not answer one question in time. It was taken for one of
+    /// domain 0, another one was made a voter for the sake of domain 2, and the next answer undid it.
+    #[test]
+    fn a_member_that_does_not_answer_for_once_is_what_it_was() {
+        let member = |id| MemberInfo { id, address: format!("a:{id}"), role: Role::Voter };
+        let traits = |failure_domain| Traits { failure_domain, weight: 7 };
+        let keeper = Keeper::default();
+        let both = [member(1), member(2)];
+        let first = BTreeMap::from([(1, traits(1)), (2, traits(2))]);
+        assert_eq!(keeper.note_described(&both, &first), first);
+        let now = BTreeMap::from([(1, traits(5))]);
+        let known = BTreeMap::from([(1, traits(5)), (2, traits(2))]);
+        assert_eq!(keeper.note_described(&both, &now), known);
+        // Nothing of one that is gone.
+        assert_eq!(keeper.note_described(&both[..1], &now), now);
+        assert_eq!(keeper.note_described(&both, &now), now);
     }
 }

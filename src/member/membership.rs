@@ -12,12 +12,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures::stream::{FuturesOrdered, StreamExt as _};
+use tokio::time::Instant;
 
+use super::diagnosis::CALL_THERE;
 use super::{Failure, Member};
 use crate::base::{MemberInfo, NodeId, Role};
 use crate::codec::{Malformed, Reader};
 use crate::raft::calls::CallError;
 use crate::raft::connection::lost_its_data;
+use crate::raft::machine::applied_members;
 use crate::raft::messages::Refusal;
 use crate::raft::{ChangeFailure, Turn};
 
@@ -47,20 +51,29 @@ const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// A node is asked again after this time whether it leads yet.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Members that may not lead yet are asked again after this time.
+const FITNESS_PAUSE: Duration = Duration::from_millis(100);
+
 /// How a node describes itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Description {
     /// It leads, and takes writes.
     pub leads: bool,
+    /// It takes over leadership when it is asked to.
+    pub may_lead: bool,
     /// What it shares with others that fail together with it.
     pub failure_domain: u64,
     /// The higher, the less it is wanted as a voter.
     pub weight: u64,
 }
 
+/// Bits of the first byte of a description.
+const LEADS: u8 = 1;
+const MAY_LEAD: u8 = 2;
+
 fn encode_description(description: Description) -> Bytes {
     let mut out = BytesMut::with_capacity(17);
-    out.put_u8(u8::from(description.leads));
+    out.put_u8(u8::from(description.leads) * LEADS + u8::from(description.may_lead) * MAY_LEAD);
     out.put_u64_le(description.failure_domain);
     out.put_u64_le(description.weight);
     out.freeze()
@@ -69,8 +82,13 @@ fn encode_description(description: Description) -> Bytes {
 /// Reads the answer to [`CALL_DESCRIBE`].
 pub fn decode_description(bytes: &[u8]) -> Result<Description, Malformed> {
     let mut reader = Reader::new(bytes);
-    let leads = reader.u8()? != 0;
-    Ok(Description { leads, failure_domain: reader.u64()?, weight: reader.u64()? })
+    let bits = reader.u8()?;
+    Ok(Description {
+        leads: bits & LEADS != 0,
+        may_lead: bits & MAY_LEAD != 0,
+        failure_domain: reader.u64()?,
+        weight: reader.u64()?,
+    })
 }
 
 /// A node as it asks to be a member.
@@ -80,7 +98,9 @@ pub enum Past {
     Unknown,
     /// It has neither.
     Fresh,
-    /// It has seen that it is a member.
+    /// It has neither, and was told that it is a member.
+    Told,
+    /// It has seen that it is a member, or was told so and has a log or a vote.
     Member,
 }
 
@@ -100,6 +120,7 @@ impl Member {
     pub fn description(&self) -> Description {
         Description {
             leads: self.leading_term().is_ok(),
+            may_lead: self.may_lead(),
             failure_domain: self.options.failure_domain,
             weight: self.weight.load(Ordering::Relaxed),
         }
@@ -176,21 +197,63 @@ impl Member {
     /// Hands leadership to the voter `to`, 0 for any, and waits until it leads.
     pub async fn transfer_to(self: &Arc<Member>, to: NodeId) -> Result<(), ChangeFailure> {
         self.check_leads()?;
-        let to = match to {
-            0 => self.core.successor().ok_or(ChangeFailure::NotFound)?,
-            to => to,
-        };
-        let members = self.leadership().members;
-        let votes = |member: &MemberInfo| member.id == to && member.votes();
-        if to == self.id || !members.iter().any(votes) {
-            return Err(ChangeFailure::IdNotValid);
+        let mut candidates = self.core.successors();
+        match to {
+            0 if candidates.is_empty() => return Err(ChangeFailure::NotFound),
+            0 => {}
+            to if candidates.contains(&to) => candidates = vec![to],
+            _ => return Err(ChangeFailure::IdNotValid),
         }
+        let to = self.heir(&candidates, TRANSFER_MAX).await.map_err(ChangeFailure::Refused)?;
         let handed = self.hand_over(to, TRANSFER_MAX).await;
         self.resume_writes();
         if !handed {
             return Err(ChangeFailure::TransferFailed);
         }
         self.successor_ready().await.map(drop).ok_or(ChangeFailure::TransferFailed)
+    }
+
+    /// The first of `candidates` that says that it may lead; where there is none, why not. Asked to
+    /// lead, one that may not does nothing, and nobody led until the next election. One that answers
+    /// is asked again until `limit` has passed: it may have started a moment ago.
+    pub(super) async fn heir(
+        &self,
+        candidates: &[NodeId],
+        limit: Duration,
+    ) -> Result<NodeId, String> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let ask = |id: &NodeId| self.ask_fitness(*id);
+            let mut answers: FuturesOrdered<_> = candidates.iter().map(ask).collect();
+            let mut silent = Vec::new();
+            while let Some((id, answer)) = answers.next().await {
+                match answer {
+                    Some(true) => return Ok(id),
+                    Some(false) => {}
+                    None => silent.push(id),
+                }
+            }
+            if silent.len() == candidates.len() {
+                return Err(format!("no voter of {candidates:?} answers: leadership stays here"));
+            }
+            if Instant::now() >= deadline {
+                return Err(format!(
+                    "no voter of {candidates:?} may lead now: one that does not answer, has a \
+                     damaged database or has just started takes nothing over"
+                ));
+            }
+            tokio::time::sleep(FITNESS_PAUSE).await;
+        }
+    }
+
+    /// Whether a member may lead, as it says itself; `None` where it does not answer.
+    async fn ask_fitness(&self, id: NodeId) -> (NodeId, Option<bool>) {
+        let members = self.leadership().members;
+        let listed = members.into_iter().find(|member| member.id == id);
+        let Some(MemberInfo { address, .. }) = listed else { return (id, None) };
+        let asked = self.network.call(id, &address, CALL_DESCRIBE, Bytes::new(), ANSWER_MAX);
+        let described = asked.await.ok().and_then(|answer| decode_description(&answer).ok());
+        (id, described.map(|described| described.may_lead))
     }
 
     /// Waits until another node leads and takes writes, as it says itself.
@@ -249,12 +312,19 @@ impl Member {
         if self.leading_term().is_err() {
             return;
         }
-        if self.core.successor().is_none()
+        if self.core.successors().is_empty()
             && let Err(failure) = self.replace(self.id).await
         {
             tracing::info!(why = %failure, "nobody else was made a voter");
         }
-        let Some(to) = self.core.successor() else { return };
+        let candidates = self.core.successors();
+        if candidates.is_empty() {
+            return;
+        }
+        let to = match self.heir(&candidates, TRANSFER_MAX).await {
+            Ok(to) => to,
+            Err(why) => return tracing::warn!(why, "leadership is handed to nobody; stopping"),
+        };
         if self.hand_over(to, TRANSFER_MAX).await {
             // The new leader need not be ready, only known: the role is to be handed over next.
             let mut leadership = self.watch_leadership();
@@ -306,11 +376,14 @@ impl Member {
         encode_description(self.description())
     }
 
-    /// On the leader: lets a node in, or writes down where it is now.
-    pub async fn admit_node(&self, id: NodeId, past: Past, address: &str) -> Admission {
+    /// On the leader: lets a node in, or writes down where it is now. Nothing where this leader
+    /// cannot tell: what it answers is what a quorum holds.
+    pub async fn admit_node(&self, id: NodeId, past: Past, address: &str) -> Option<Admission> {
         let members = self.leadership().members;
         let changed = match members.iter().find(|member| member.id == id) {
-            None if past == Past::Member => return Admission::Removed,
+            None if matches!(past, Past::Member | Past::Told) => {
+                return self.is_gone(id).await.then_some(Admission::Removed);
+            }
             None => match self.core.add(id, address, Turn::Wait).await {
                 Ok(()) => {
                     tracing::info!(node = id, address, "a node has joined");
@@ -321,23 +394,57 @@ impl Member {
                 Err(ChangeFailure::IdInUse) => Ok(()),
                 Err(failure) => Err(failure),
             },
-            Some(known) if known.votes() && past == Past::Fresh => {
-                return Admission::Refused(lost_its_data(id));
+            Some(known) if known.votes() && matches!(past, Past::Fresh | Past::Told) => {
+                // It had caught up before it was let vote: what it acknowledged and voted is lost.
+                return Some(Admission::Refused(lost_its_data(id)));
             }
             Some(known) if known.address != address => {
-                tracing::info!(node = id, before = known.address, now = address, "a member moves");
-                self.core.set_address(id, address).await
+                self.move_member(&members, known, address).await
             }
             Some(_) => Ok(()),
         };
         match changed {
-            Ok(()) => Admission::Member,
-            Err(ChangeFailure::AddressInUse) => Admission::Refused(format!(
-                "another member has the address {address}: give node {id} another one, or remove \
-                 that member first"
-            )),
-            Err(failure) => Admission::Refused(failure.to_string()),
+            // It may have asked before, of a leader that could not add it.
+            Ok(()) => self.has_applied(id).then_some(Admission::Member),
+            Err(ChangeFailure::AddressInUse) => Some(Admission::Refused(format!(
+                "another member has the address {address}, and node {id} does not answer there: \
+                 give node {id} another one, or remove that member first"
+            ))),
+            Err(failure) => Some(Admission::Refused(failure.to_string())),
         }
+    }
+
+    /// Writes down where a member is now. One that answers at another member's address is there,
+    /// and the other is not: both may have moved at once, each to where the other was.
+    async fn move_member(
+        &self,
+        members: &[MemberInfo],
+        known: &MemberInfo,
+        to: &str,
+    ) -> Result<(), ChangeFailure> {
+        let id = known.id;
+        let taken = members.iter().find(|member| member.id != id && member.address == to);
+        if taken.is_some() {
+            let asked =
+                self.network.call_address(id, to, CALL_THERE, Bytes::new(), ANSWER_MAX).await;
+            asked.map_err(|_| ChangeFailure::AddressInUse)?;
+        }
+        let of = taken.map(|member| member.id);
+        tracing::info!(node = id, before = known.address, now = to, of, "a member moves");
+        self.core.set_address(id, to).await
+    }
+
+    /// Whether the applied membership names that node: it was a member, for good, at one time.
+    fn has_applied(&self, id: NodeId) -> bool {
+        applied_members(&self.catalog).iter().any(|member| member.id == id)
+    }
+
+    /// On the leader: whether that node is certainly no member. A quorum must have confirmed this
+    /// leader: one that leads no more knows old members. A removal on its way may fail.
+    async fn is_gone(&self, id: NodeId) -> bool {
+        let confirmed = self.confirm_by_quorum().await.is_ok();
+        let named = self.core.view().members.iter().any(|member| member.id == id);
+        confirmed && !named && !self.has_applied(id)
     }
 
     /// This node, listed as a member, is at `address`. Tells whether the membership says so; a
@@ -363,9 +470,12 @@ mod tests {
     /// The bytes that docs/format.md draws.
     #[test]
     fn the_bytes_are_the_drawn_ones() {
-        let described = Description { leads: true, failure_domain: 2, weight: 3 };
+        let described = Description { leads: false, may_lead: true, failure_domain: 2, weight: 3 };
+        let leader = Description { leads: true, may_lead: false, ..described };
+        assert_eq!(encode_description(leader)[0], 1);
+        assert_eq!(decode_description(&encode_description(leader)), Ok(leader));
         let bytes = encode_description(described);
-        assert_eq!(bytes, &b"\x01\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"[..]);
+        assert_eq!(bytes, &b"\x02\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"[..]);
         assert_eq!(decode_description(&bytes), Ok(described));
         assert!(decode_description(&bytes[1..]).is_err());
     }

@@ -45,6 +45,7 @@ use tokio::task::JoinHandle;
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
 use crate::log::Log;
 use crate::pages::{Catalog, PagesError};
+use crate::raft::lease::LeaseGuard;
 use crate::raft::network::Network;
 use crate::raft::{Command, Core, WriteFailure};
 use crate::sqlite::{SqlError, TempSpace};
@@ -215,6 +216,8 @@ pub struct Member {
     keeper: keeper::Keeper,
     entry: entry::Entry,
     weight: AtomicU64,
+    /// Whether this node may take part in elections yet.
+    lease: Arc<LeaseGuard>,
     /// The leader says that this node is no member any more.
     removed: AtomicBool,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -240,12 +243,15 @@ pub struct MemberParts {
     pub options: MemberOptions,
     /// What the state machine tells when apply has closed a write slot.
     pub disturbed: Arc<Notify>,
+    /// Whether this node may take part in elections yet.
+    pub lease: Arc<LeaseGuard>,
 }
 
 impl Member {
     /// Puts a member together; its tasks run on the runtime that this is called from.
     pub fn start(parts: MemberParts) -> Arc<Member> {
-        let MemberParts { id, env, core, log, network, catalog, space, options, disturbed } = parts;
+        let MemberParts { id, env, core, log, network, catalog, space, .. } = parts;
+        let MemberParts { options, disturbed, lease, .. } = parts;
         let weight = AtomicU64::new(options.weight);
         let member = Arc::new(Member {
             id,
@@ -270,6 +276,7 @@ impl Member {
             keeper: keeper::Keeper::default(),
             entry: entry::Entry::default(),
             weight,
+            lease,
             removed: AtomicBool::new(false),
             tasks: Mutex::default(),
         });

@@ -45,7 +45,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// After an attempt that failed the next one waits this long.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// After a handover that nobody took, the next attempt waits this long.
+/// After a handover that somebody was to take and did not, the next attempt waits this long.
 const HANDOVER_PAUSE: Duration = Duration::from_secs(20);
 
 /// What a member remembers of repairs, its own and others'.
@@ -74,9 +74,15 @@ fn refused(what: impl ToString) -> Refusal {
 }
 
 impl Member {
-    /// Whether this member may be handed leadership.
+    /// Whether this member takes over leadership when it is asked to: not while a copy is damaged
+    /// here, nor while a lease that it forgot may be outstanding.
     pub fn may_lead(&self) -> bool {
-        !self.repairs.stood_down.load(Ordering::Acquire)
+        !self.has_stood_down() && self.lease.check().is_ok()
+    }
+
+    /// Whether a copy is damaged here, as far as it was looked at.
+    pub fn has_stood_down(&self) -> bool {
+        self.repairs.stood_down.load(Ordering::Acquire)
     }
 
     /// Answers one of the calls of this module.
@@ -171,6 +177,8 @@ pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
 struct Watch {
     /// When the next handover may be tried.
     handover_after: Duration,
+    /// Why nobody else leads instead.
+    no_heir: Option<String>,
     /// When the next repair may be tried.
     repair_after: Duration,
     /// What went wrong last, by database.
@@ -185,7 +193,7 @@ impl Watch {
         let mut damaged = member.catalog.all();
         damaged.retain(|store| store.damage().is_some());
         if damaged.is_empty() {
-            if !member.may_lead() {
+            if member.has_stood_down() {
                 tracing::info!("every copy is whole again; this member may lead");
                 member.stand(true);
             }
@@ -220,7 +228,7 @@ impl Watch {
     }
 
     async fn stand_down(&mut self, member: &Arc<Member>) {
-        if member.may_lead() {
+        if !member.has_stood_down() {
             tracing::warn!(
                 "a copy is damaged here: this member does not lead until it is repaired"
             );
@@ -230,7 +238,18 @@ impl Watch {
         if !member.core.view().leads || now < self.handover_after {
             return;
         }
-        let Some(to) = member.core.successor() else { return };
+        let to = match member.heir(&member.core.successors(), Duration::ZERO).await {
+            Ok(to) => to,
+            Err(why) => {
+                self.handover_after = member.env.clock.monotonic() + PAUSE;
+                if self.no_heir.as_ref() != Some(&why) {
+                    tracing::warn!(why, "leading on, without the damaged database");
+                    self.no_heir = Some(why);
+                }
+                return;
+            }
+        };
+        self.no_heir = None;
         tracing::warn!(to, "handing leadership over, for a copy is damaged here");
         if !member.hand_over(to, limits::HANDOVER_OF_DAMAGED_MAX).await {
             tracing::warn!(to, "leadership was not taken over; leading on, without that database");

@@ -10,7 +10,7 @@
 //!
 //! *Invariant*: the leader is never demoted, and the answer depends on nothing but the arguments.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::base::{NodeId, Role};
 
@@ -25,8 +25,8 @@ pub struct Known {
     pub online: bool,
     /// It answers now, and has about all that the leader has: it can be promoted at once.
     pub ready: bool,
-    /// What it shares with others that fail together with it.
-    pub failure_domain: u64,
+    /// What it shares with others that fail together with it; `None` while it has never said.
+    pub failure_domain: Option<u64>,
     /// The higher, the less it is wanted as a voter.
     pub weight: u64,
 }
@@ -124,14 +124,14 @@ impl InRole {
         let all = members.iter().filter(|known| known.role == role).copied();
         let (online, offline): (Vec<Known>, Vec<Known>) = all.partition(|known| known.online);
         let mut domains = BTreeMap::new();
-        for known in &online {
-            *domains.entry(known.failure_domain).or_default() += 1;
+        for domain in online.iter().filter_map(|known| known.failure_domain) {
+            *domains.entry(domain).or_default() += 1;
         }
         InRole { online, offline, domains }
     }
 
     fn in_domain(&self, known: &Known) -> usize {
-        self.domains.get(&known.failure_domain).copied().unwrap_or_default()
+        known.failure_domain.and_then(|of| self.domains.get(&of)).copied().unwrap_or_default()
     }
 
     /// One that does not answer now; of the others, of the largest failure domain, the heaviest.
@@ -149,13 +149,16 @@ fn best_candidate(members: &[Known], from: &[Role], there: &InRole) -> Option<Kn
     candidates.min_by_key(key).copied()
 }
 
-/// A candidate of a failure domain without a voter, while another domain has several.
+/// A candidate of a failure domain without a voter, while another domain has several. Nobody, while
+/// a voter has not said yet where it is: that may be there.
 fn of_another_domain(members: &[Known], voters: &InRole) -> Option<Known> {
     let crowded = voters.domains.values().any(|count| *count > 1);
-    let represented: BTreeSet<u64> = voters.domains.keys().copied().collect();
-    let elsewhere = |known: &&Known| !represented.contains(&known.failure_domain);
+    let told = voters.online.iter().all(|known| known.failure_domain.is_some());
+    let elsewhere =
+        |known: &&Known| known.failure_domain.is_some_and(|of| !voters.domains.contains_key(&of));
     let candidates: Vec<Known> = members.iter().filter(elsewhere).copied().collect();
-    best_candidate(&candidates, &[Role::Standby, Role::Spare], voters).filter(|_| crowded)
+    let best = best_candidate(&candidates, &[Role::Standby, Role::Spare], voters);
+    best.filter(|_| crowded && told)
 }
 
 #[cfg(test)]
@@ -176,7 +179,7 @@ mod tests {
             },
             online: matches!(letter, 'V' | 'S' | '-' | 'n'),
             ready: matches!(letter, 'V' | 'S' | '-'),
-            failure_domain: 0,
+            failure_domain: Some(0),
             weight: 0,
         };
         (1..).zip(text.chars()).map(known).collect()
@@ -248,7 +251,7 @@ mod tests {
     fn voters_are_spread_over_failure_domains() {
         let mut all = members("VVV---");
         for (known, domain) in all.iter_mut().zip([1, 1, 2, 1, 3, 3]) {
-            known.failure_domain = domain;
+            known.failure_domain = Some(domain);
         }
         all[4].weight = 9;
         assert_eq!(next_change(1, &all, TARGETS), Some((6, Role::Voter)), "the lighter one");
@@ -257,9 +260,28 @@ mod tests {
         all[5].ready = false;
         assert_eq!(next_change(1, &all, TARGETS), Some((5, Role::Voter)));
         for known in &mut all {
-            known.failure_domain = known.id;
+            known.failure_domain = Some(known.id);
         }
         assert_eq!(settled(all, TARGETS), "VVVSS.", "each has its own: nothing to mend");
+    }
+
+    /// A new leader had heard nothing of two voters yet; both were taken for voters of one domain, and
+    /// another one was made a voter for the sake of a domain that had one.
+    #[test]
+    fn a_voter_that_has_not_said_where_it_is_may_be_anywhere() {
+        let mut all = members("VVV-");
+        for (known, domain) in all.iter_mut().zip([Some(1), None, None, Some(2)]) {
+            known.failure_domain = domain;
+        }
+        assert_eq!(next_change(1, &all, TARGETS), Some((4, Role::Standby)));
+        all[1].failure_domain = Some(1);
+        assert_eq!(
+            next_change(1, &all, TARGETS),
+            Some((4, Role::Standby)),
+            "the third may be in 2"
+        );
+        all[2].failure_domain = Some(3);
+        assert_eq!(next_change(1, &all, TARGETS), Some((4, Role::Voter)));
     }
 
     #[test]

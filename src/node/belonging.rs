@@ -61,6 +61,7 @@ pub struct Belonging {
     /// Addresses that it was given.
     pub join: Vec<String>,
     pub member: Arc<Member>,
+    pub hooks: Arc<Hooks>,
     pub network: Network,
     pub log: Log,
 }
@@ -109,7 +110,7 @@ impl Belonging {
         let mut redirects = ask.len();
         while let Some(next) = ask.pop() {
             let body = calls::encode_join(self.id, self.past(), &self.address);
-            let answer = self.network.call_address(&next, calls::JOIN, body, ATTEMPT_MAX).await;
+            let answer = self.network.call_address(0, &next, calls::JOIN, body, ATTEMPT_MAX).await;
             what = match answer.as_deref().map(calls::decode_joined) {
                 Ok(Ok(Joined::AskLeader(leader))) if leader != next && redirects > 0 => {
                     redirects -= 1;
@@ -120,7 +121,7 @@ impl Belonging {
                     format!("{next} knows no leader")
                 }
                 Ok(Ok(Joined::AskLeader(_))) => format!("{next} knows no leader"),
-                Ok(Ok(Joined::Answered(answer))) => return self.told(answer),
+                Ok(Ok(Joined::Answered(answer))) => return self.told(answer).await,
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
@@ -128,11 +129,17 @@ impl Belonging {
         Err(what)
     }
 
-    fn told(&self, answer: Admission) -> Result<(), String> {
-        self.member.note_removed(answer == Admission::Removed);
+    async fn told(&self, answer: Admission) -> Result<(), String> {
         match answer {
-            Admission::Member => Ok(()),
-            Admission::Removed => Err("this node was removed from the cluster".to_owned()),
+            Admission::Member => {
+                self.member.note_removed(false);
+                let kept = self.hooks.remember_joined().await;
+                kept.map_err(|error| format!("this node is a member, but node.toml: {error}"))
+            }
+            Admission::Removed => {
+                self.member.note_removed(true);
+                Err("this node was removed from the cluster".to_owned())
+            }
             Admission::Refused(why) => Err(why),
         }
     }
@@ -170,12 +177,14 @@ impl Belonging {
     fn past(&self) -> Past {
         let applied = applied_members(self.member.catalog());
         let state = self.log.state();
-        if applied.iter().any(|member| member.id == self.id) {
-            Past::Member
-        } else if state.vote.is_none() && state.last.is_none() {
-            Past::Fresh
-        } else {
-            Past::Unknown
+        let seen = applied.iter().any(|member| member.id == self.id);
+        let empty = state.vote.is_none() && state.last.is_none();
+        match (seen, self.hooks.has_joined(), empty) {
+            (false, false, true) => Past::Fresh,
+            (false, false, false) => Past::Unknown,
+            // It may be receiving its first snapshot still.
+            (false, true, true) => Past::Told,
+            (true, _, _) | (false, true, false) => Past::Member,
         }
     }
 }

@@ -45,6 +45,7 @@ pub fn encode_join(id: NodeId, past: Past, address: &str) -> Bytes {
         Past::Unknown => 0,
         Past::Fresh => 1,
         Past::Member => 2,
+        Past::Told => 3,
     });
     out.put_slice(address.as_bytes());
     out.freeze()
@@ -57,6 +58,7 @@ fn decode_join(body: &[u8]) -> Result<(NodeId, Past, &str), Malformed> {
         0 => Past::Unknown,
         1 => Past::Fresh,
         2 => Past::Member,
+        3 => Past::Told,
         _ => return Err(MALFORMED),
     };
     let address = std::str::from_utf8(reader.rest()).map_err(|_| MALFORMED)?;
@@ -70,7 +72,7 @@ const MALFORMED: Malformed = Malformed { offset: 0, what: "a join" };
 pub enum Joined {
     /// The leader says so.
     Answered(Admission),
-    /// The leader is elsewhere; nothing when nobody is known to lead.
+    /// The leader is elsewhere; nothing when nobody is known to lead, or who leads cannot tell.
     AskLeader(String),
 }
 
@@ -131,8 +133,7 @@ pub struct Hooks {
     disk: Arc<dyn Disk>,
     log: Log,
     executor: Executor,
-    stored: StoredIdentity,
-    joining: Mutex<()>,
+    stored: Mutex<StoredIdentity>,
     member: OnceLock<Weak<Member>>,
     gate: OnceLock<Weak<NodeGate>>,
 }
@@ -145,8 +146,37 @@ impl Hooks {
         executor: Executor,
         stored: StoredIdentity,
     ) -> Arc<Hooks> {
-        let (joining, member, gate) = (Mutex::default(), OnceLock::new(), OnceLock::new());
-        Arc::new(Hooks { disk, log, executor, stored, joining, member, gate })
+        let (stored, member, gate) = (Mutex::new(stored), OnceLock::new(), OnceLock::new());
+        Arc::new(Hooks { disk, log, executor, stored, member, gate })
+    }
+
+    /// Whether a leader has said, at any time, that this node is a member.
+    pub fn has_joined(&self) -> bool {
+        self.stored.lock().joined
+    }
+
+    /// A leader says that this node is a member: that is remembered durably, so that it is not taken
+    /// for a new one when it is a member no more.
+    pub async fn remember_joined(self: &Arc<Hooks>) -> io::Result<()> {
+        if self.has_joined() {
+            return Ok(());
+        }
+        let hooks = self.clone();
+        let store = move || hooks.change_stored(|stored| StoredIdentity { joined: true, ..stored });
+        let stored = self.executor.blocking(store).await;
+        stored.unwrap_or_else(|| Err(io::Error::other("this node is stopping")))
+    }
+
+    /// Changes what `node.toml` says. Several may want to at once.
+    fn change_stored(
+        &self,
+        change: impl FnOnce(StoredIdentity) -> StoredIdentity,
+    ) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let changed = change(stored.clone());
+        changed.store(&*self.disk)?;
+        *stored = changed;
+        Ok(())
     }
 
     /// The member is there: calls can be answered.
@@ -214,9 +244,7 @@ impl PeerHooks for Hooks {
     }
 
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {
-        // Several connections of the leader may bring the news at once.
-        let _one_at_a_time = self.joining.lock();
-        self.stored.clone().in_cluster(cluster).store(&*self.disk)
+        self.change_stored(|stored| stored.in_cluster(cluster))
     }
 
     fn room_bytes(&self) -> u64 {
@@ -248,7 +276,10 @@ async fn join(member: &Arc<Member>, from: NodeId, body: &[u8]) -> Result<Bytes, 
     }
     let leadership = member.leadership();
     let joined = match leadership.open_term {
-        Some(_) => Joined::Answered(member.admit_node(id, past, address).await),
+        Some(_) => match member.admit_node(id, past, address).await {
+            Some(answer) => Joined::Answered(answer),
+            None => Joined::AskLeader(String::new()),
+        },
         None => Joined::AskLeader(leadership.leader.unwrap_or_default().1),
     };
     Ok(encode_joined(&joined))
@@ -262,7 +293,8 @@ mod tests {
     #[test]
     fn the_bytes_are_the_drawn_ones() {
         assert_eq!(encode_join(7, Past::Fresh, "a:1"), &b"\x07\0\0\0\0\0\0\0\x01a:1"[..]);
-        for past in [Past::Unknown, Past::Fresh, Past::Member] {
+        assert_eq!(encode_join(1, Past::Told, "")[8], 3);
+        for past in [Past::Unknown, Past::Fresh, Past::Member, Past::Told] {
             assert_eq!(decode_join(&encode_join(7, past, "a:1")), Ok((7, past, "a:1")));
         }
         for (bytes, joined) in [

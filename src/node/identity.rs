@@ -1,5 +1,6 @@
 //! Who a node is: `node.toml` in its data directory. Id and cluster are written when it founds or
-//! joins a cluster and never changed afterwards; the address is that of its last start.
+//! joins a cluster and never changed afterwards, and so is that it was told that it is a member; the
+//! address is that of its last start.
 //!
 //! *Invariant*: a data directory serves one node of one cluster, for ever.
 
@@ -29,12 +30,16 @@ pub struct StoredIdentity {
     pub cluster: Option<String>,
     /// The address at which the node last started.
     pub address: String,
+    /// A leader has said that the node is a member.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
 }
 
 impl StoredIdentity {
     /// For a node that starts for the first time.
     pub fn new(id: NodeId, address: &str) -> StoredIdentity {
-        StoredIdentity { format: FORMAT, id, cluster: None, address: address.to_owned() }
+        let address = address.to_owned();
+        StoredIdentity { format: FORMAT, id, cluster: None, address, joined: false }
     }
 
     /// What the data directory says, if it was used before.

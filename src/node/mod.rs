@@ -167,6 +167,7 @@ impl Node {
             space,
             options,
             disturbed,
+            lease: lease.clone(),
         });
         let parts = |program| Parts {
             config: &config,
@@ -213,6 +214,7 @@ impl Node {
             address: config.address,
             join: config.join,
             member: member.clone(),
+            hooks,
             network,
             log: log.clone(),
         };

@@ -168,11 +168,11 @@ impl Core {
         .await
     }
 
-    /// Writes down where a member is now.
+    /// Writes down where a member is now. Whoever asks for it knows that the member is there, also
+    /// where the address is another one's still: members may have swapped theirs.
     pub async fn set_address(&self, id: NodeId, address: &str) -> Changed {
         let address = address.to_owned();
         self.in_turn(Turn::Wait, move |core| async move {
-            core.check_address_free(id, &address)?;
             let role = match core.member(id).ok_or(ChangeFailure::IdNotValid)?.role {
                 Role::Standby => Role::Standby,
                 Role::Voter | Role::Spare => Role::Spare,

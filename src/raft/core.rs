@@ -3,6 +3,7 @@
 //!
 //! *Invariant*: `NotAppended` is said only of a command that is in no log.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -259,9 +260,10 @@ impl Core {
         let _ = self.raft.trigger().purge_log(index).await;
     }
 
-    /// The other voter whose log reaches furthest, as far as this node as the leader knows; one
-    /// that answers before one that does not.
-    pub fn successor(&self) -> Option<NodeId> {
+    /// The other voters, the best successor first: those that answer before those that do not, then
+    /// those whose logs reach furthest, as far as this node as the leader knows. None where it does
+    /// not lead.
+    pub fn successors(&self) -> Vec<NodeId> {
         let silences = self.silences();
         let answers = |id: &NodeId| {
             let silence = silences.get(id).copied().flatten();
@@ -269,11 +271,14 @@ impl Core {
         };
         let metrics = self.metrics.borrow_watched();
         let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
-        let replication = metrics.replication.as_ref()?;
-        let others = replication.iter().filter(|(id, _)| **id != self.id && voters.contains(id));
-        let furthest =
-            others.max_by_key(|(id, matched)| (answers(id), matched.as_ref().map(log_id)));
-        furthest.map(|(id, _)| *id)
+        let Some(replication) = &metrics.replication else { return Vec::new() };
+        let mut others: Vec<_> = replication
+            .iter()
+            .filter(|(id, _)| **id != self.id && voters.contains(id))
+            .map(|(id, matched)| (answers(id), matched.as_ref().map(log_id), *id))
+            .collect();
+        others.sort_by_key(|(answers, matched, _)| Reverse((*answers, *matched)));
+        others.into_iter().map(|(_, _, id)| id).collect()
     }
 
     /// Whether this node may campaign. (It votes all the same.)

@@ -96,16 +96,18 @@ impl Network {
         known.calls.ask(Request::Call { kind, body }, limit).await
     }
 
-    /// Calls whoever is at `address`, as a node does that joins and knows no ids yet.
+    /// Calls the node `target` at `address` and nowhere else; with 0 whoever is there, as a node
+    /// does that joins and knows no ids yet.
     pub async fn call_address(
         &self,
+        target: NodeId,
         address: &str,
         kind: u8,
         body: Bytes,
         limit: Duration,
     ) -> Result<Bytes, CallError> {
         let (dialer, identity) = (self.shared.dialer.clone(), self.shared.identity.clone());
-        let calls = CallClient::new(dialer, identity, 0, address.to_owned());
+        let calls = CallClient::new(dialer, identity, target, address.to_owned());
         calls.ask(Request::Call { kind, body }, limit).await
     }
 
