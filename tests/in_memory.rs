@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use quire::base::RequestId;
+use quire::base::{NodeId, RequestId};
 use quire::disk::FakeDisk;
 use quire::driver::{Client, DriverError};
 use quire::member::{Failure, Member, ReadLevel, Session};
