@@ -221,6 +221,18 @@ impl Cluster {
         self.node_mut(id).end(Signal::TERM)
     }
 
+    /// Waits until node `id` has ended by itself, and returns its exit code.
+    pub async fn wait_for_end(&mut self, id: usize) -> Result<Option<i32>> {
+        let node = self.node_mut(id);
+        let mut child = node.child.take().with_context(|| format!("node {id} does not run"))?;
+        let ended = wait_for("a node to end by itself", async || Ok(child.try_wait()?)).await;
+        if ended.is_err() {
+            // Ended with the cluster.
+            node.child = Some(child);
+        }
+        Ok(ended.with_context(|| format!("node {id}"))?.code())
+    }
+
     /// Pauses node `id` (SIGSTOP), and waits until each of its threads has stopped: the signal
     /// alone lets them answer for another moment.
     pub fn pause(&mut self, id: usize) -> Result<()> {

@@ -246,6 +246,8 @@ impl Schema {
             for (version, update) in (1..).zip(module.updates()).skip_while(|(v, _)| *v <= applied)
             {
                 self.call_hook(Change::Update(current), tx).await?;
+                let (of, name) = (module.name(), update.name());
+                tracing::info!(module = of, update = name, "an update is applied");
                 let done = update.run(tx).await;
                 done.within(format!("failed to apply update {current}"))?;
                 current += 1;
