@@ -16,7 +16,7 @@ use crate::driver::{self, Client, DriverError, Options};
 use crate::wire::code;
 
 use super::args::{LogArgs, ServerArgs};
-use super::{Failure, logging, recover, runtime, say};
+use super::{Failure, logging, recover, runtime, say, schema};
 
 /// A member has this long to describe itself in a list of all.
 const DESCRIBE_MAX: Duration = Duration::from_secs(2);
@@ -207,7 +207,18 @@ impl Asked {
             }
             line
         };
-        Ok(futures::future::join_all(members.iter().map(one)).await)
+        let (mut lines, gate) = futures::future::join(
+            futures::future::join_all(members.iter().map(one)),
+            schema::ask(&client),
+        )
+        .await;
+        if let Some(gate) = gate? {
+            for line in &mut lines {
+                let node = gate.nodes.iter().find(|node| node.id == line.id);
+                line.status = node.map(|node| node.status.to_string());
+            }
+        }
+        Ok(lines)
     }
 
     fn show<T: Serialize>(&self, lines: &[T], text: impl Fn(&[T]) -> String) -> Result<()> {
@@ -259,6 +270,9 @@ struct Line {
     leader: bool,
     failure_domain: Option<u64>,
     weight: Option<u64>,
+    /// Where it stands before the schema gate, if the cluster has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<String>,
 }
 
 impl Line {
@@ -271,6 +285,7 @@ impl Line {
             leader: false,
             failure_domain: None,
             weight: None,
+            status: None,
         }
     }
 
@@ -283,7 +298,12 @@ impl Line {
 fn table(lines: &[Line]) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["member", "address", "role", "failure domain", "weight", ""]);
+    let gate = lines.iter().any(|line| line.status.is_some());
+    let mut header = vec!["member", "address", "role", "failure domain", "weight", ""];
+    if gate {
+        header.insert(5, "status");
+    }
+    table.set_header(header);
     let number = |number: Option<u64>| number.map_or_else(String::new, |n| n.to_string());
     for line in lines {
         let note = match (line.leader, line.weight) {
@@ -291,14 +311,18 @@ fn table(lines: &[Line]) -> String {
             (false, None) => "does not answer",
             (false, Some(_)) => "",
         };
-        table.add_row([
+        let mut row = vec![
             line.id.to_string(),
             line.address.clone(),
             line.role.clone(),
             number(line.failure_domain),
             number(line.weight),
             note.to_owned(),
-        ]);
+        ];
+        if gate {
+            row.insert(5, line.status.clone().unwrap_or_default());
+        }
+        table.add_row(row);
     }
     table.to_string()
 }
@@ -316,6 +340,7 @@ mod tests {
             leader: false,
             failure_domain: None,
             weight: None,
+            status: None,
         };
         let text = table(&[line]);
         assert!(text.contains("stand-by") && text.contains("does not answer"), "{text}");

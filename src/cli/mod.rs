@@ -18,6 +18,7 @@ mod local;
 mod logging;
 mod ports;
 mod recover;
+mod schema;
 mod serve;
 pub mod shell;
 pub mod table;
@@ -51,6 +52,9 @@ enum Command {
     /// List, add, remove and change the members of a cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Check, flatten and follow the updates of an application's schema
+    #[command(subcommand)]
+    Schema(schema::SchemaCommand),
     /// Compare the members' copies of a database
     Digest(digest::DigestArgs),
     /// Copy a database out as a SQLite file
@@ -100,6 +104,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Serve(args) => serve::run(&args, log)?,
         Command::Up(args) => up::run(&args, log)?,
         Command::Cluster(command) => cluster::run(&command, log)?,
+        Command::Schema(command) => schema::run(&command, log)?,
         Command::Digest(args) => digest::run(&args, log)?,
         Command::Dump(args) => dump::run(&args, log)?,
         Command::Bench(args) => bench::run(&args, log)?,

@@ -232,6 +232,7 @@ pub(super) fn judge(effect: Effect, code: u64, message: &Text) -> Setback {
     let text = message.to_string();
     let lost = |cause: String| Setback::Fail(DriverError::OutcomeUnknown { cause });
     match code {
+        code::NOT_LEADER if text.contains(code::NO_CLIENTS) => Setback::Again(Outcome::Shut(text)),
         code::NOT_LEADER | code::NOT_LEADER_OLD if effect == Effect::Script => {
             lost("the leader changed while the statements ran".to_owned())
         }
@@ -324,9 +325,14 @@ impl Inner {
         }
         let mut backoff = Backoff::new(&self.options);
         let mut broken = false;
+        // What the leader said that lets no clients in.
+        let mut shut = None;
         loop {
             let (address, follower) = match &self.target {
-                Target::Leader(leaders) => (leaders.find(call.deadline).await?, false),
+                Target::Leader(leaders) => {
+                    let found = leaders.find(call.deadline).await;
+                    (found.map_err(|error| error.because(shut.take()))?, false)
+                }
                 Target::Member(address) => (address.clone(), true),
             };
             let outcome = match self.attempt(&address, follower, call, op, collect).await {
@@ -351,13 +357,17 @@ impl Inner {
                 }
             };
             let late = DriverError::TimedOut(format!("{address} {outcome}"));
+            shut = match &outcome {
+                Outcome::Shut(text) => Some(text.clone()),
+                _ => None,
+            };
             leaders.demote(&address, outcome);
             self.pool.forget(&address);
             if Instant::now() >= call.deadline {
                 return Err(late);
             }
             if !backoff.wait(call.deadline).await {
-                return Err(leaders.no_leader());
+                return Err(leaders.no_leader().because(shut));
             }
             self.counters.retries.add();
         }

@@ -38,6 +38,8 @@ pub enum Outcome {
     KnowsNone,
     /// It answered a request with "not leader".
     NotLeader,
+    /// It lets no clients in: its schema gate is not open. What it said.
+    Shut(String),
 }
 
 impl fmt::Display for Outcome {
@@ -55,6 +57,7 @@ impl fmt::Display for Outcome {
             Outcome::Named(leader) => write!(f, "named {leader}"),
             Outcome::KnowsNone => f.write_str("knows no leader"),
             Outcome::NotLeader => f.write_str("does not lead"),
+            Outcome::Shut(text) => write!(f, "refused: {text}"),
         }
     }
 }
@@ -63,7 +66,9 @@ impl Outcome {
     /// Whether it answers, whatever it says.
     pub(super) fn voice(&self) -> Voice {
         match self {
-            Outcome::Named(_) | Outcome::KnowsNone | Outcome::NotLeader => Voice::Answers,
+            Outcome::Named(_) | Outcome::KnowsNone | Outcome::NotLeader | Outcome::Shut(_) => {
+                Voice::Answers
+            }
             silent => Voice::Silent(silent.to_string()),
         }
     }
@@ -78,7 +83,8 @@ impl fmt::Display for Attempt {
 /// An error of the driver.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DriverError {
-    /// Nobody leads, as far as the known addresses can tell. Nothing was executed.
+    /// Nobody leads, as far as the known addresses can tell; or who leads lets no clients in. Nothing
+    /// was executed.
     #[error("{why}")]
     NoLeader {
         /// In one sentence: who answers, who does not and how, how many votes are missing.
@@ -152,6 +158,16 @@ pub enum DriverError {
 }
 
 impl DriverError {
+    /// Where nobody could be asked: the reason that the leader gave for letting no clients in.
+    pub(super) fn because(self, shut: Option<String>) -> DriverError {
+        match (self, shut) {
+            (DriverError::NoLeader { attempts, .. }, Some(why)) => {
+                DriverError::NoLeader { why, attempts }
+            }
+            (error, _) => error,
+        }
+    }
+
     /// What to do about it.
     pub fn fate(&self) -> Fate {
         match self {

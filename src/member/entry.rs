@@ -4,9 +4,12 @@
 //!
 //! *Invariant*: once a member lets clients in, it does so until it stops.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
-use super::{Failure, Member};
+use super::Member;
+use super::membership::Description;
 
 /// Why no client is let in, if none is.
 pub(super) struct Entry(watch::Sender<Option<String>>);
@@ -33,11 +36,37 @@ impl Member {
         self.entry.0.borrow().is_none()
     }
 
-    /// Fails, and says why, while no client is let in.
-    pub fn check_lets_in(&self) -> Result<(), Failure> {
-        match &*self.entry.0.borrow() {
-            Some(why) => Err(Failure::Shut(why.clone())),
-            None => Ok(()),
+    /// Why no client is let in; `None` where they are.
+    pub fn why_shut(&self) -> Option<String> {
+        self.entry.0.borrow().clone()
+    }
+
+    /// A leader that lets no clients in hands leadership to a voter that does, if there is one.
+    /// Whether it has.
+    pub(super) async fn pass_leadership_on(self: &Arc<Member>) -> bool {
+        if self.lets_in() {
+            return false;
+        }
+        let candidates = self.core.successors();
+        let asked = candidates.iter().map(|id| self.ask_fitness(*id));
+        let answers = futures::future::join_all(asked).await;
+        let serves = |(id, answer): (_, Option<Description>)| {
+            answer.filter(|said| said.may_lead && said.lets_in).map(|_| id)
+        };
+        let Some(to) = answers.into_iter().find_map(serves) else { return false };
+        match self.transfer_to(to).await {
+            Ok(()) => {
+                tracing::info!(
+                    node = self.id,
+                    to,
+                    "leadership went to a node that lets clients in"
+                );
+                true
+            }
+            Err(failure) => {
+                tracing::warn!(node = self.id, to, %failure, "leadership could not be handed on");
+                false
+            }
         }
     }
 }

@@ -111,6 +111,9 @@ impl Memory {
         if let Err(failure) = member.core.finish_change().await {
             return self.say(&failure);
         }
+        if member.pass_leadership_on().await {
+            return;
+        }
         if !member.options.roles.automatic {
             return member.keeper.joined.lock().clear();
         }

@@ -61,6 +61,8 @@ pub struct Description {
     pub leads: bool,
     /// It takes over leadership when it is asked to.
     pub may_lead: bool,
+    /// It lets clients in.
+    pub lets_in: bool,
     /// What it shares with others that fail together with it.
     pub failure_domain: u64,
     /// The higher, the less it is wanted as a voter.
@@ -70,10 +72,13 @@ pub struct Description {
 /// Bits of the first byte of a description.
 const LEADS: u8 = 1;
 const MAY_LEAD: u8 = 2;
+const LETS_IN: u8 = 4;
 
 fn encode_description(description: Description) -> Bytes {
     let mut out = BytesMut::with_capacity(17);
-    out.put_u8(u8::from(description.leads) * LEADS + u8::from(description.may_lead) * MAY_LEAD);
+    let Description { leads, may_lead, lets_in, .. } = description;
+    let bits = [(leads, LEADS), (may_lead, MAY_LEAD), (lets_in, LETS_IN)];
+    out.put_u8(bits.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum());
     out.put_u64_le(description.failure_domain);
     out.put_u64_le(description.weight);
     out.freeze()
@@ -86,6 +91,7 @@ pub fn decode_description(bytes: &[u8]) -> Result<Description, Malformed> {
     Ok(Description {
         leads: bits & LEADS != 0,
         may_lead: bits & MAY_LEAD != 0,
+        lets_in: bits & LETS_IN != 0,
         failure_domain: reader.u64()?,
         weight: reader.u64()?,
     })
@@ -121,6 +127,7 @@ impl Member {
         Description {
             leads: self.leading_term().is_ok(),
             may_lead: self.may_lead(),
+            lets_in: self.lets_in(),
             failure_domain: self.options.failure_domain,
             weight: self.weight.load(Ordering::Relaxed),
         }
@@ -213,8 +220,8 @@ impl Member {
         self.successor_ready().await.map(drop).ok_or(ChangeFailure::TransferFailed)
     }
 
-    /// The first of `candidates` that says that it may lead; where there is none, why not. Asked to
-    /// lead, one that may not does nothing, and nobody led until the next election. One that answers
+    /// The first of `candidates` that says that it may lead, and lets clients in if one of them does;
+    /// where there is none, why not. Asked to lead, one that may not does nothing, and nobody led until the next election. One that answers
     /// is asked again until `limit` has passed: it may have started a moment ago.
     pub(super) async fn heir(
         &self,
@@ -225,13 +232,17 @@ impl Member {
         loop {
             let ask = |id: &NodeId| self.ask_fitness(*id);
             let mut answers: FuturesOrdered<_> = candidates.iter().map(ask).collect();
-            let mut silent = Vec::new();
+            let (mut silent, mut fit) = (Vec::new(), None);
             while let Some((id, answer)) = answers.next().await {
                 match answer {
-                    Some(true) => return Ok(id),
-                    Some(false) => {}
+                    Some(Description { may_lead: true, lets_in: true, .. }) => return Ok(id),
+                    Some(Description { may_lead: true, .. }) => fit = fit.or(Some(id)),
+                    Some(_) => {}
                     None => silent.push(id),
                 }
+            }
+            if let Some(fit) = fit {
+                return Ok(fit);
             }
             if silent.len() == candidates.len() {
                 return Err(format!("no voter of {candidates:?} answers: leadership stays here"));
@@ -246,14 +257,13 @@ impl Member {
         }
     }
 
-    /// Whether a member may lead, as it says itself; `None` where it does not answer.
-    async fn ask_fitness(&self, id: NodeId) -> (NodeId, Option<bool>) {
+    /// What a member says of itself; `None` where it does not answer.
+    pub(super) async fn ask_fitness(&self, id: NodeId) -> (NodeId, Option<Description>) {
         let members = self.leadership().members;
         let listed = members.into_iter().find(|member| member.id == id);
         let Some(MemberInfo { address, .. }) = listed else { return (id, None) };
         let asked = self.network.call(id, &address, CALL_DESCRIBE, Bytes::new(), ANSWER_MAX);
-        let described = asked.await.ok().and_then(|answer| decode_description(&answer).ok());
-        (id, described.map(|described| described.may_lead))
+        (id, asked.await.ok().and_then(|answer| decode_description(&answer).ok()))
     }
 
     /// Waits until another node leads and takes writes, as it says itself.
@@ -470,9 +480,10 @@ mod tests {
     /// The bytes that docs/format.md draws.
     #[test]
     fn the_bytes_are_the_drawn_ones() {
-        let described = Description { leads: false, may_lead: true, failure_domain: 2, weight: 3 };
-        let leader = Description { leads: true, may_lead: false, ..described };
-        assert_eq!(encode_description(leader)[0], 1);
+        let (leads, may_lead, lets_in) = (false, true, false);
+        let described = Description { leads, may_lead, lets_in, failure_domain: 2, weight: 3 };
+        let leader = Description { leads: true, may_lead: false, lets_in: true, ..described };
+        assert_eq!(encode_description(leader)[0], 5);
         assert_eq!(decode_description(&encode_description(leader)), Ok(leader));
         let bytes = encode_description(described);
         assert_eq!(bytes, &b"\x02\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"[..]);

@@ -133,9 +133,6 @@ pub enum Failure {
     /// This member's copy of the database is damaged: it answers nothing from it.
     #[error("{0}; it is being repaired from another member: ask that one, or again")]
     Damaged(String),
-    /// No client is let in: the schema gate has not been passed.
-    #[error("{0}")]
-    Shut(String),
     /// The node is stopping or broken.
     #[error("{0}")]
     Stopped(String),
@@ -148,7 +145,7 @@ impl Failure {
             Failure::NotLeader => Fate::RetryElsewhere,
             Failure::LeadershipLost => Fate::OutcomeUnknown,
             Failure::Busy => Fate::RetryHere,
-            Failure::Damaged(_) | Failure::Shut(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
+            Failure::Damaged(_) | Failure::Stopped(_) => Fate::RetryElsewhere,
             _ => Fate::Reject,
         }
     }

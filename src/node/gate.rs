@@ -37,10 +37,10 @@ use crate::raft::network::Network;
 use crate::server::SchemaDesk;
 
 /// The application's updates are a module of this name.
-const MODULE: &str = "app";
+pub const MODULE: &str = "app";
 
 /// The file with the names of the API extensions, one on a line, beside the updates.
-const EXTENSIONS: &str = "extensions";
+pub const EXTENSIONS: &str = "extensions";
 
 /// How often the leader writes who is alive.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(4);
@@ -79,7 +79,12 @@ impl Program {
     }
 }
 
-fn read_extensions(path: &Path) -> Result<Extensions, Error> {
+/// Reads that file; none where it is not there.
+///
+/// # Errors
+///
+/// It cannot be read, or a line is no name, or one is there twice.
+pub fn read_extensions(path: &Path) -> Result<Extensions, Error> {
     let mut extensions = Extensions::new();
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -204,10 +209,7 @@ impl NodeGate {
     fn say(&self, gate: &Gate) {
         match gate {
             Gate::Ready => self.member.let_in(),
-            gate => {
-                let id = self.member.id();
-                self.member.shut(&format!("node {id} lets no clients in yet: {gate}"));
-            }
+            gate => self.member.shut(&gate.to_string()),
         }
     }
 

@@ -54,6 +54,7 @@ use gate::{NodeGate, Parts, Program};
 use identity::StoredIdentity;
 
 pub use config::{Config, ConfigError};
+pub use gate::{EXTENSIONS, MODULE, read_extensions};
 
 /// A graceful stop hands its vote to another member within this time.
 const LEAVE_MAX: Duration = Duration::from_secs(3);

@@ -64,8 +64,7 @@ impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Refusal {
         let code = match &failure {
             Failure::Sql(error) => u64::try_from(error.code).unwrap_or(code::ERROR),
-            // Clients look for another member.
-            Failure::NotLeader | Failure::Shut(_) => code::NOT_LEADER,
+            Failure::NotLeader => code::NOT_LEADER,
             Failure::LeadershipLost => code::LEADERSHIP_LOST,
             Failure::Busy => code::BUSY,
             Failure::EmptyStatement => code::NONE,
@@ -449,10 +448,21 @@ impl Client {
         text(sql)
     }
 
+    fn check_lets_in(&self) -> Result<(), Refusal> {
+        match self.member.why_shut() {
+            None => Ok(()),
+            Some(why) => {
+                let text = format!("node {} {}: {why}", self.member.id(), code::NO_CLIENTS);
+                // Clients look for another member.
+                Err(Refusal::new(code::NOT_LEADER, &text))
+            }
+        }
+    }
+
     async fn open(&mut self, name: &Text) -> Result<Response, Refusal> {
         self.member.check_belongs()?;
         if self.whose == Whose::Client {
-            self.member.check_lets_in()?;
+            self.check_lets_in()?;
         }
         let invalid = || Refusal::new(code::ERROR, code::INVALID_NAME);
         let term = match self.member.leading_term() {

@@ -46,6 +46,8 @@ pub const LEADERSHIP_LOST_OLD: u64 = 10 | 33 << 8;
 pub const NOT_LEADER_TEXT: &str = "not leader";
 /// With [`LEADERSHIP_LOST`].
 pub const LEADERSHIP_LOST_TEXT: &str = "leadership lost";
+/// In the text of a [`NOT_LEADER`] by a node whose schema gate is not open.
+pub const NO_CLIENTS: &str = "lets no clients in yet";
 /// With [`NOTFOUND`]: the connection has no database (any more). Clients compare this text.
 pub const NO_DATABASE: &str = "no database opened";
 /// With [`NOTFOUND`].
