@@ -17,12 +17,14 @@
 //! | [`member`] | one member's core: write pipeline, reads, lifecycle |
 //! | [`wire`] | the dqlite protocol as pure encode and decode |
 //! | [`driver`] | the client |
+//! | [`cluster`] | the gate that schemas pass: nodes, levels, updates |
 //! | [`server`] | the doors: one listener, sessions, gateway, peers |
 //! | [`node`] | one running node put together |
 //! | [`cli`] | the subcommands of `quire` |
 
 pub mod base;
 pub mod cli;
+pub mod cluster;
 pub mod codec;
 pub mod disk;
 pub mod driver;

@@ -38,22 +38,28 @@ const UNLIMITED: u64 = u64::MAX;
 /// A directory of the machine's file system.
 pub struct RealDisk {
     root: PathBuf,
-    /// Held for its lock only.
-    _lock: File,
+    /// Held for its lock only; none where others may use the directory as well.
+    _lock: Option<File>,
     budget: Arc<Budget>,
     temp_count: AtomicU64,
+}
+
+/// Makes a directory, durably, where there is none.
+fn create_root(root: &Path) -> io::Result<()> {
+    if !root.exists() {
+        std::fs::create_dir_all(root)?;
+        if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 impl RealDisk {
     /// Opens a data directory, creating it where needed, and takes its lock. `WouldBlock` when
     /// another node holds it.
     pub fn open(root: &Path) -> io::Result<Arc<RealDisk>> {
-        if !root.exists() {
-            std::fs::create_dir_all(root)?;
-            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                File::open(parent)?.sync_all()?;
-            }
-        }
+        create_root(root)?;
         let lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -67,7 +73,20 @@ impl RealDisk {
             ),
             TryLockError::Error(error) => error,
         })?;
-        let disk = RealDisk {
+        let disk = RealDisk::at_root(root, Some(lock));
+        disk.empty_tmp()?;
+        Ok(Arc::new(disk))
+    }
+
+    /// Opens a directory that is no node's data directory, creating it where needed: without a
+    /// lock, and what is in it stays.
+    pub fn open_shared(root: &Path) -> io::Result<Arc<RealDisk>> {
+        create_root(root)?;
+        Ok(Arc::new(RealDisk::at_root(root, None)))
+    }
+
+    fn at_root(root: &Path, lock: Option<File>) -> RealDisk {
+        RealDisk {
             root: root.to_owned(),
             _lock: lock,
             budget: Arc::new(Budget {
@@ -76,9 +95,7 @@ impl RealDisk {
                 growing: Mutex::new(()),
             }),
             temp_count: AtomicU64::new(0),
-        };
-        disk.empty_tmp()?;
-        Ok(Arc::new(disk))
+        }
     }
 
     /// The same with a budget of `bytes` for the sum of all file sizes.
