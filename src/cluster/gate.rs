@@ -54,7 +54,7 @@ pub(super) async fn attempt(
     disk: &Arc<dyn Disk>,
 ) -> Result<Tried, Error> {
     schema.file(disk.clone(), PATCH_FILE);
-    let (no_nodes, backed_up) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (no_nodes, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (by, empty) = (own.clone(), no_nodes.clone());
     schema.check(Arc::new(move |current, tx| {
         let (own, empty) = (by.clone(), empty.clone());
@@ -65,8 +65,10 @@ pub(super) async fn attempt(
     }));
     let from = (database.clone(), disk.clone());
     schema.hook(Arc::new(move |change, tx| {
-        let (from, backed_up) = (from.clone(), backed_up.clone());
-        Box::pin(async move { back_up_once(change, tx, &from, &backed_up).await })
+        // Only the first change finds the database as it was.
+        let first = !asked.swap(true, Atomic::Relaxed);
+        let from = from.clone();
+        Box::pin(async move { if first { back_up(change, tx, &from).await } else { Ok(()) } })
     }));
     let by = own.clone();
     schema.finish(Arc::new(move |_, tx| {
@@ -146,8 +148,7 @@ pub(super) async fn ensure_levels(tx: &mut dyn Tx) -> Result<(), Error> {
 /// A level's columns of `nodes` and `node_levels`, from the row's second column on.
 pub(super) type LevelRow = (i64, u64, u64, Option<String>, Option<String>);
 
-pub(super) const LEVEL_COLUMNS: &str =
-    "nodes.id, nodes.schema, nodes.api_extensions, node_levels.modules, node_levels.extensions \
+pub(super) const LEVEL_COLUMNS: &str = "nodes.id, nodes.schema, nodes.api_extensions, node_levels.modules, node_levels.extensions \
      FROM nodes LEFT JOIN node_levels ON node_levels.node_id = nodes.id";
 
 pub(super) fn level_of(row: LevelRow) -> Level {
@@ -220,18 +221,16 @@ pub(super) async fn write_detail(tx: &mut dyn Tx, id: i64, level: &Level) -> Res
 }
 
 /// Before the first change: a copy of the database, unless others have one.
-async fn back_up_once(
+async fn back_up(
     change: Change,
     tx: &mut dyn Tx,
     from: &(Arc<dyn Database>, Arc<dyn Disk>),
-    backed_up: &AtomicBool,
 ) -> Result<(), Error> {
-    if backed_up.load(Atomic::Relaxed) || is_clustered(tx).await? || is_empty(tx).await? {
+    if is_clustered(tx).await? || is_empty(tx).await? {
         return Ok(());
     }
     let done = backup::write(&*from.0, &from.1, tx).await;
     done.within("failed to backup global database")?;
-    backed_up.store(true, Atomic::Relaxed);
     tracing::info!(before = %change, file = backup::FILE, "the database was copied");
     Ok(())
 }

@@ -281,12 +281,7 @@ impl Cluster {
     ///
     /// [`Error::SomeNodesAreBehind`]: the gate is closed; the database is open all the same, so
     /// that heartbeats go on. [`Error::NotRegistered`]; and those of [`Cluster::ensure_schema`].
-    pub async fn start(
-        &self,
-        address: &str,
-        dir: &Path,
-        patience: Duration,
-    ) -> Result<u64, Error> {
+    pub async fn start(&self, address: &str, dir: &Path, patience: Duration) -> Result<u64, Error> {
         self.connect(patience).await?;
         let status = self.ensure_schema(address, dir).await.within("failed to ensure schema")?;
         let id = match self.node_id() {

@@ -129,8 +129,7 @@ async fn insert(
     let (schema, api) = numbers(level);
     let sql = "INSERT INTO nodes(id, name, address, schema, api_extensions, pending) \
                VALUES (?, ?, ?, ?, ?, ?)";
-    let params =
-        params![own.id(), &own.name, &own.address, schema, api, i64::from(pending)];
+    let params = params![own.id(), &own.name, &own.address, schema, api, i64::from(pending)];
     tx.execute(sql, params).await?;
     write_detail(tx, own.id(), level).await
 }

@@ -105,9 +105,8 @@ fn copy(path: &Path) -> Result<Bytes, DatabaseError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".copy");
     let beside = PathBuf::from(beside);
-    let filed = |error: std::io::Error| {
-        DatabaseError::refused(format!("{}: {error}", beside.display()))
-    };
+    let filed =
+        |error: std::io::Error| DatabaseError::refused(format!("{}: {error}", beside.display()));
     {
         let mut to = Connection::open(&beside)?;
         Backup::new(&from, &mut to)?.run_to_completion(COPY_PAGES, Duration::ZERO, None)?;
@@ -197,11 +196,7 @@ impl Tx for LocalTx {
     }
 }
 
-fn collect(
-    connection: &Connection,
-    sql: &str,
-    params: Vec<Value>,
-) -> Result<Rows, DatabaseError> {
+fn collect(connection: &Connection, sql: &str, params: Vec<Value>) -> Result<Rows, DatabaseError> {
     let mut statement = connection.prepare(sql)?;
     let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
     let width = columns.len();

@@ -63,8 +63,8 @@ mod wait;
 
 pub use backup::FILE as BACKUP_FILE;
 pub use builder::{
-    Builder, FileSystem, LocalFileSystem, Opener, ReplicatedOpener, SchemaProvider,
-    StandardSchema, fresh_schema, standard_module,
+    Builder, FileSystem, LocalFileSystem, Opener, ReplicatedOpener, SchemaProvider, StandardSchema,
+    fresh_schema, standard_module,
 };
 pub use database::{Answer, Database, Pieces, Replicated, Tx, Work};
 pub use error::{DatabaseError, DatabaseErrorKind, Error};

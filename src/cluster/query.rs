@@ -19,8 +19,9 @@ pub async fn count(tx: &mut dyn Tx, sql: &str, params: Vec<Value>) -> Result<u64
     match rows.as_slice() {
         [] => Err(Error::other("no rows returned")),
         [row] => match row.as_slice() {
-            [Value::Integer(count)] => u64::try_from(*count)
-                .map_err(|_| Error::other("failed to scan count column")),
+            [Value::Integer(count)] => {
+                u64::try_from(*count).map_err(|_| Error::other("failed to scan count column"))
+            }
             _ => Err(Error::other("failed to scan count column")),
         },
         _ => Err(Error::other("more than one row returned")),

@@ -100,7 +100,9 @@ impl NodeStatus {
         let status = |node: &NodeRow| {
             if node.is_offline(now, offline_after) {
                 let silent = now.saturating_sub(node.heartbeat);
-                return NodeStatus::Offline(Duration::from_secs(u64::try_from(silent).unwrap_or(0)));
+                return NodeStatus::Offline(Duration::from_secs(
+                    u64::try_from(silent).unwrap_or(0),
+                ));
             }
             let orders: Vec<Option<Ordering>> =
                 nodes.iter().map(|other| node.level.compare(&other.level)).collect();

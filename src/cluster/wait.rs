@@ -80,11 +80,7 @@ pub struct Polling {
 
 impl Polling {
     /// Asks this database that often.
-    pub fn new(
-        database: Arc<dyn Database>,
-        sleeper: Arc<dyn Sleeper>,
-        every: Duration,
-    ) -> Polling {
+    pub fn new(database: Arc<dyn Database>, sleeper: Arc<dyn Sleeper>, every: Duration) -> Polling {
         Polling { database, sleeper, every, last: Mutex::new((0, None)) }
     }
 

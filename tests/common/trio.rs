@@ -184,8 +184,13 @@ impl Trio {
     }
 
     pub fn client(&self) -> Client {
+        Client::new((1..=3).map(address), self.options()).unwrap()
+    }
+
+    /// A client's options, with the way to these nodes.
+    pub fn options(&self) -> Options {
         let dial = Arc::new(Outside(self.net.clone()));
-        Client::new((1..=3).map(address), Options { dial, ..Options::default() }).unwrap()
+        Options { dial, ..Options::default() }
     }
 
     pub fn member(&self, id: NodeId) -> &Arc<Member> {

@@ -62,7 +62,8 @@ async fn fresh_statement_error() {
     let (mut schema, database) = (schema(1), local());
     schema.fresh("CREATE TABLE ok(x);\nSELECT FROM");
     let error = fails(&schema, &database).await;
-    let expected = "cannot apply fresh schema: the fresh schema: statement 2 (line 2, `SELECT FROM`): ";
+    let expected =
+        "cannot apply fresh schema: the fresh schema: statement 2 (line 2, `SELECT FROM`): ";
     assert!(error.starts_with(expected), "{error}");
     assert!(tables(&database).await.is_empty());
 }
@@ -126,7 +127,8 @@ async fn failing_update() {
 /// A wrong file names itself, the statement and what SQLite says, and changes nothing.
 #[tokio::test]
 async fn a_wrong_file_names_the_statement() {
-    let wrong = "-- comment; with a semicolon\nCREATE TABLE a(x);\n\n  INSERT INTO\n  b VALUES (1);";
+    let wrong =
+        "-- comment; with a semicolon\nCREATE TABLE a(x);\n\n  INSERT INTO\n  b VALUES (1);";
     let app = Module::files("app", [("0001_wrong.sql", wrong)]).unwrap();
     let database = local();
     let error = Schema::of([app]).unwrap().ensure(&database).await.unwrap_err();
@@ -400,7 +402,10 @@ async fn modules() {
     let database = local();
     of(1, 2).ensure(&database).await.unwrap();
     let parts = async || select(&database, "SELECT * FROM schema_modules ORDER BY module").await;
-    assert_eq!((versions(&database).await.len(), parts().await), (3, vec!["a|1".into(), "b|2".into()]));
+    assert_eq!(
+        (versions(&database).await.len(), parts().await),
+        (3, vec!["a|1".into(), "b|2".into()])
+    );
     of(2, 3).ensure(&database).await.unwrap();
     assert_eq!(versions(&database).await, ["1", "2", "3", "4", "5"]);
     assert_eq!(parts().await, ["a|2", "b|3"]);
@@ -411,8 +416,10 @@ async fn modules() {
     execute(&old, "DELETE FROM schema_modules").await;
     of(3, 1).ensure(&old).await.unwrap();
     assert_eq!(select(&old, "SELECT * FROM schema_modules").await, ["a|3", "b|1"]);
-    assert_eq!(Schema::of([module("a", 1), module("a", 1)]).err().unwrap().to_string(),
-        "there are two modules of updates named a");
+    assert_eq!(
+        Schema::of([module("a", 1), module("a", 1)]).err().unwrap().to_string(),
+        "there are two modules of updates named a"
+    );
     // Somebody wrote to one table and not to the other.
     execute(&old, "UPDATE schema_modules SET version = 0 WHERE module = 'b'").await;
     let error = fails(&of(3, 1), &old).await;

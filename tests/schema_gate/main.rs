@@ -1,6 +1,10 @@
 //! The cluster schema gate.
 
+mod check;
 mod engine;
+mod nodes;
+mod real;
 mod support;
+mod tables;
 #[path = "../common/trio.rs"]
 mod trio;

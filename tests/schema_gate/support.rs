@@ -38,6 +38,8 @@ enum Told {
 struct Fault {
     on: On,
     told: Told,
+    /// So many calls go well before.
+    skip: u32,
     left: u32,
 }
 
@@ -65,7 +67,7 @@ impl Scripted {
     /// The next `times` calls of that kind fail.
     pub fn fail(&self, on: On, times: u32, kind: DatabaseErrorKind, text: &str) {
         let told = Told::Error(DatabaseError::new(kind, text));
-        self.script.faults.lock().push(Fault { on, told, left: times });
+        self.script.faults.lock().push(Fault { on, told, skip: 0, left: times });
     }
 
     /// The next call of that kind is refused.
@@ -75,7 +77,8 @@ impl Scripted {
 
     /// The next query with that text answers these rows.
     pub fn answer(&self, sql: &'static str, rows: Vec<Vec<Value>>) {
-        self.script.faults.lock().push(Fault { on: On::Sql(sql), told: Told::Rows(rows), left: 1 });
+        let told = Told::Rows(rows);
+        self.script.faults.lock().push(Fault { on: On::Sql(sql), told, skip: 0, left: 1 });
     }
 
     pub fn calls(&self) -> Vec<String> {
@@ -88,6 +91,18 @@ impl Scripted {
 }
 
 impl Script {
+    /// The call of that kind after the next is refused.
+    pub fn skip_one(&self, on: On, text: &str) {
+        let told = Told::Error(DatabaseError::refused(text));
+        self.faults.lock().push(Fault { on, told, skip: 1, left: 1 });
+    }
+
+    /// The query with that text after the next answers these rows.
+    pub fn skip_one_answer(&self, sql: &'static str, rows: Vec<Vec<Value>>) {
+        let on = On::Sql(sql);
+        self.faults.lock().push(Fault { on, told: Told::Rows(rows), skip: 1, left: 1 });
+    }
+
     fn call(&self, on: On, sql: &str) -> Option<Result<Vec<Vec<Value>>, DatabaseError>> {
         if on != On::Committed {
             let said = match on {
@@ -102,6 +117,10 @@ impl Script {
             (planned, on) => planned == on,
         };
         let fault = faults.iter_mut().find(|fault| fault.left > 0 && hits(fault))?;
+        if fault.skip > 0 {
+            fault.skip -= 1;
+            return None;
+        }
         fault.left -= 1;
         Some(match &fault.told {
             Told::Error(error) => Err(error.clone()),
@@ -236,12 +255,11 @@ pub fn boom() -> Update {
     Update::function("boom", |_| Box::pin(async { Err(Error::other("boom")) }))
 }
 
-pub async fn execute(database: &dyn Database, sql: &str) -> u64 {
+pub async fn execute(database: &dyn Database, sql: &str) {
     let mut tx = database.begin().await.unwrap();
     let changed = quire::cluster::script(&mut *tx, "test", sql).await;
     changed.unwrap_or_else(|error| panic!("{error}"));
     tx.commit().await.unwrap();
-    0
 }
 
 /// The rows of a query, `|` between values.

@@ -50,9 +50,8 @@ async fn dump(tx: &mut dyn Tx, expected: u64) -> Result<String, Error> {
             text += ";\n";
         }
     }
-    text += &format!(
-        "INSERT INTO schema(version, updated_at) VALUES ({current}, strftime('%s'));\n"
-    );
+    text +=
+        &format!("INSERT INTO schema(version, updated_at) VALUES ({current}, strftime('%s'));\n");
     Ok(text)
 }
 

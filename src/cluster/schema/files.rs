@@ -41,8 +41,7 @@ impl Module {
     ///
     /// The directory or a file cannot be read, or as [`Module::files`].
     pub fn read(name: &str, dir: &Path) -> Result<Module, Error> {
-        let failed =
-            |path: &Path, error| Error::File(format!("{}: {error}", path.display()));
+        let failed = |path: &Path, error| Error::File(format!("{}: {error}", path.display()));
         let mut files = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(|error| failed(dir, error))? {
             let path = entry.map_err(|error| failed(dir, error))?.path();
@@ -104,9 +103,15 @@ mod tests {
     fn names_of_files() {
         assert_eq!(parse_name("0001_nodes.sql").unwrap(), 1);
         assert_eq!(parse_name("0120_a-b_c.2.sql").unwrap(), 120);
-        for bad in
-            ["0000_x.sql", "1_x.sql", "0001.sql", "0001_.sql", "x.sql", "0001_a b.sql", "00a1_x.sql"]
-        {
+        for bad in [
+            "0000_x.sql",
+            "1_x.sql",
+            "0001.sql",
+            "0001_.sql",
+            "x.sql",
+            "0001_a b.sql",
+            "00a1_x.sql",
+        ] {
             let error = parse_name(bad).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{bad} is no update")), "{error}");
         }

@@ -201,11 +201,7 @@ impl Schema {
         done
     }
 
-    async fn apply(
-        &self,
-        tx: &mut dyn Tx,
-        patch: Option<&patch::Patch>,
-    ) -> Result<u64, Error> {
+    async fn apply(&self, tx: &mut dyn Tx, patch: Option<&patch::Patch>) -> Result<u64, Error> {
         if let Some(patch) = patch {
             patch.run(tx, self.hook.as_ref()).await?;
         }
