@@ -1,10 +1,12 @@
 //! The cluster schema gate.
 
 mod check;
+mod crash;
 mod engine;
 mod nodes;
 mod real;
 mod support;
 mod tables;
+mod wait;
 #[path = "../common/trio.rs"]
 mod trio;
