@@ -9,7 +9,6 @@ mod common;
 #[path = "common/trio.rs"]
 mod trio;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 

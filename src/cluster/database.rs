@@ -106,16 +106,19 @@ impl Pieces for Dump {
     }
 }
 
+/// Where a closure's transaction comes back to.
+type Home = Arc<Mutex<Option<Box<dyn Tx>>>>;
+
 /// A transaction in the hands of a closure ([`Cluster::transaction`](super::Cluster::transaction)):
 /// the closure has it as its own, and when it lets it go, it is committed or rolled back.
 pub struct Work {
     tx: Box<dyn Tx>,
-    home: Arc<Mutex<Option<Box<dyn Tx>>>>,
+    home: Home,
 }
 
 impl Work {
-    fn new(tx: Box<dyn Tx>) -> (Work, Arc<Mutex<Option<Box<dyn Tx>>>>) {
-        let home = Arc::default();
+    fn new(tx: Box<dyn Tx>) -> (Work, Home) {
+        let home = Home::default();
         (Work { tx, home: Arc::clone(&home) }, home)
     }
 }

@@ -198,7 +198,7 @@ impl Tx for LocalTx {
 
 fn collect(connection: &Connection, sql: &str, params: Vec<Value>) -> Result<Rows, DatabaseError> {
     let mut statement = connection.prepare(sql)?;
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let width = columns.len();
     let params = params.into_iter().map(stored).collect::<Result<Vec<Stored>, _>>()?;
     let mut rows = statement.query(params_from_iter(params))?;

@@ -7,6 +7,6 @@ mod nodes;
 mod real;
 mod support;
 mod tables;
-mod wait;
 #[path = "../common/trio.rs"]
 mod trio;
+mod wait;

@@ -195,7 +195,8 @@ async fn a_node_that_is_behind() {
     let begun = Instant::now();
     cluster.wait_ready("1", dir(), &Silent, &options).await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 30);
-    execute(&*database, "UPDATE nodes SET schema = 3, api_extensions = 0 WHERE address = '2'").await;
+    execute(&*database, "UPDATE nodes SET schema = 3, api_extensions = 0 WHERE address = '2'")
+        .await;
     let gave_up = cluster.wait_ready("1", dir(), &Silent, &options).await;
     assert_eq!(gave_up, Err(Error::Inconsistent));
 }
