@@ -272,11 +272,11 @@ async fn patch_file() {
     let (disk, database) = (FakeDisk::new(), local());
     // It runs before the updates, and is removed; one that is not there is fine.
     let mut patched = schema(1);
-    patched.file(Arc::new(disk.clone()), "patch.sql");
+    patched.file(Arc::new(disk.clone()), "patch.sql", "dir/patch.sql");
     patched.ensure(&database).await.unwrap();
     write(&disk, "patch.sql", "CREATE TABLE t_2(old); DROP TABLE t_2; CREATE TABLE patched(x)");
     let (mut patched, seen) = (schema(2), Arc::default());
-    patched.file(Arc::new(disk.clone()), "patch.sql");
+    patched.file(Arc::new(disk.clone()), "patch.sql", "dir/patch.sql");
     patched.hook(noting(&seen));
     patched.ensure(&database).await.unwrap();
     assert_eq!(*seen.lock(), [Change::Patch, Change::Update(1)]);
@@ -292,7 +292,7 @@ async fn patch_file() {
     assert!(!tables(&database).await.contains(&"patched".to_owned()));
     // An empty path is no file.
     let mut nowhere = schema(2);
-    nowhere.file(Arc::new(disk), "");
+    nowhere.file(Arc::new(disk), "", "");
     nowhere.ensure(&database).await.unwrap();
 }
 
@@ -301,11 +301,11 @@ async fn patch_file_failures() {
     let (disk, database) = (FakeDisk::new(), local());
     let with = |hook: Option<Hook>| {
         let mut patched = schema(1);
-        patched.file(Arc::new(disk.clone()), "patch.sql");
+        patched.file(Arc::new(disk.clone()), "patch.sql", "dir/patch.sql");
         hook.into_iter().for_each(|hook| patched.hook(hook));
         patched
     };
-    let around = "failed to execute queries from \"patch.sql\": ";
+    let around = "failed to execute queries from \"dir/patch.sql\": ";
     write(&disk, "patch.sql", "SELECT garbage FROM");
     let error = fails(&with(None), &database).await;
     assert!(error.starts_with(&format!("{around}patch.sql: statement 1 (line 1")), "{error}");
@@ -316,7 +316,7 @@ async fn patch_file_failures() {
         let broken = disk.after_cut(disk.calls(), 1);
         broken.fail_read(read);
         let mut patched = schema(1);
-        patched.file(Arc::new(broken), "patch.sql");
+        patched.file(Arc::new(broken), "patch.sql", "dir/patch.sql");
         let error = fails(&patched, &database).await;
         assert!(error.starts_with(&format!("{around}failed to {what} file: ")), "{error}");
     }
