@@ -9,7 +9,7 @@ use quire::cluster::{
 };
 use quire::disk::{Disk, FakeDisk, Fault};
 
-use crate::support::{On, Scripted, boom, execute, module, select, tables};
+use crate::support::{On, Scripted, boom, builder, dir, execute, module, select, tables};
 
 fn local() -> Local {
     Local::in_memory().unwrap()
@@ -424,4 +424,25 @@ async fn modules() {
     execute(&old, "UPDATE schema_modules SET version = 0 WHERE module = 'b'").await;
     let error = fails(&of(3, 1), &old).await;
     assert!(error.contains("do not agree"), "{error}");
+}
+
+/// docs/format.md draws the tables of the engine and the gate.
+#[tokio::test]
+async fn the_drawn_tables_are_the_codes() {
+    let database = Arc::new(local());
+    let shared: Arc<dyn Database> = database.clone();
+    let cluster = builder().database(shared).build();
+    cluster.ensure_schema("", dir()).await.unwrap();
+    let text = include_str!("../../docs/format.md");
+    let drawn = text.split("```sql\n").find(|block| block.starts_with("CREATE TABLE schema("));
+    let drawn = drawn.and_then(|block| block.split("```").next()).unwrap();
+    let plain = |sql: &str| {
+        let words = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        words.replace("( ", "(").replace(" )", ")")
+    };
+    let names = "'schema', 'schema_modules', 'schema_patches', 'node_levels'";
+    let sql = format!("SELECT sql FROM sqlite_master WHERE name IN ({names}) ORDER BY rowid");
+    let made: Vec<String> = select(&*database, &sql).await.iter().map(|sql| plain(sql)).collect();
+    let drawn: Vec<String> = drawn.trim().trim_end_matches(';').split(';').map(plain).collect();
+    assert_eq!(made, drawn);
 }
