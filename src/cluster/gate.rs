@@ -10,6 +10,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 
@@ -35,6 +36,8 @@ pub(super) struct Own {
     pub(super) level: Level,
     /// Where it listens; not asked for where it is not clustered.
     pub(super) address: String,
+    /// Where the files are.
+    pub(super) dir: PathBuf,
     pub(super) registration: Option<Registration>,
 }
 
@@ -53,7 +56,7 @@ pub(super) async fn attempt(
     database: &Arc<dyn Database>,
     disk: &Arc<dyn Disk>,
 ) -> Result<Tried, Error> {
-    schema.file(disk.clone(), PATCH_FILE);
+    schema.file(disk.clone(), PATCH_FILE, own.dir.join(PATCH_FILE).display().to_string());
     let (no_nodes, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (by, empty) = (own.clone(), no_nodes.clone());
     schema.check(Arc::new(move |current, tx| {

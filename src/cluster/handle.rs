@@ -176,7 +176,7 @@ impl Cluster {
         let disk = files.open(dir).map_err(failed)?;
         let level = self.level()?;
         let (address, registration) = (address.to_owned(), registration.clone());
-        let own = Arc::new(Own { level, address, registration });
+        let own = Arc::new(Own { level, address, dir: dir.to_owned(), registration });
         // A commit whose answer was lost: the next try reads the version before anything else, and
         // applies what is missing, which is nothing if it was committed. So it may be tried again.
         let mut in_doubt = false;

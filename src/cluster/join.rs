@@ -146,7 +146,8 @@ pub(super) async fn arrive(
         ensure_levels(tx).await?;
         return insert(tx, own, level, false).await;
     }
-    let sql = "UPDATE nodes SET pending = 0 WHERE id = ? AND pending <> 0";
+    // It is there: nobody need wait for a heartbeat to see that.
+    let sql = "UPDATE nodes SET pending = 0, heartbeat = CURRENT_TIMESTAMP WHERE id = ?";
     tx.execute(sql, params![own.id()]).await?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use quire::cluster::{
 };
 use quire::disk::{Disk, FakeDisk, Fault};
 
-use crate::support::{On, Scripted, boom, execute, module, select, tables};
+use crate::support::{On, Scripted, boom, builder, dir, execute, module, select, tables};
 
 fn local() -> Local {
     Local::in_memory().unwrap()
@@ -272,11 +272,11 @@ async fn patch_file() {
     let (disk, database) = (FakeDisk::new(), local());
     // It runs before the updates, and is removed; one that is not there is fine.
     let mut patched = schema(1);
-    patched.file(Arc::new(disk.clone()), "patch.sql");
+    patched.file(Arc::new(disk.clone()), "patch.sql", "dir/patch.sql");
     patched.ensure(&database).await.unwrap();
     write(&disk, "patch.sql", "CREATE TABLE t_2(old); DROP TABLE t_2; CREATE TABLE patched(x)");
     let (mut patched, seen) = (schema(2), Arc::default());
-    patched.file(Arc::new(disk.clone()), "patch.sql");
+    patched.file(Arc::new(disk.clone()), "patch.sql", "dir/patch.sql");
     patched.hook(noting(&seen));
     patched.ensure(&database).await.unwrap();
     assert_eq!(*seen.lock(), [Change::Patch, Change::Update(1)]);
@@ -292,7 +292,7 @@ async fn patch_file() {
     assert!(!tables(&database).await.contains(&"patched".to_owned()));
     // An empty path is no file.
     let mut nowhere = schema(2);
-    nowhere.file(Arc::new(disk), "");
+    nowhere.file(Arc::new(disk), "", "");
     nowhere.ensure(&database).await.unwrap();
 }
 
@@ -301,11 +301,11 @@ async fn patch_file_failures() {
     let (disk, database) = (FakeDisk::new(), local());
     let with = |hook: Option<Hook>| {
         let mut patched = schema(1);
-        patched.file(Arc::new(disk.clone()), "patch.sql");
+        patched.file(Arc::new(disk.clone()), "patch.sql", "dir/patch.sql");
         hook.into_iter().for_each(|hook| patched.hook(hook));
         patched
     };
-    let around = "failed to execute queries from \"patch.sql\": ";
+    let around = "failed to execute queries from \"dir/patch.sql\": ";
     write(&disk, "patch.sql", "SELECT garbage FROM");
     let error = fails(&with(None), &database).await;
     assert!(error.starts_with(&format!("{around}patch.sql: statement 1 (line 1")), "{error}");
@@ -316,7 +316,7 @@ async fn patch_file_failures() {
         let broken = disk.after_cut(disk.calls(), 1);
         broken.fail_read(read);
         let mut patched = schema(1);
-        patched.file(Arc::new(broken), "patch.sql");
+        patched.file(Arc::new(broken), "patch.sql", "dir/patch.sql");
         let error = fails(&patched, &database).await;
         assert!(error.starts_with(&format!("{around}failed to {what} file: ")), "{error}");
     }
@@ -424,4 +424,25 @@ async fn modules() {
     execute(&old, "UPDATE schema_modules SET version = 0 WHERE module = 'b'").await;
     let error = fails(&of(3, 1), &old).await;
     assert!(error.contains("do not agree"), "{error}");
+}
+
+/// docs/format.md draws the tables of the engine and the gate.
+#[tokio::test]
+async fn the_drawn_tables_are_the_codes() {
+    let database = Arc::new(local());
+    let shared: Arc<dyn Database> = database.clone();
+    let cluster = builder().database(shared).build();
+    cluster.ensure_schema("", dir()).await.unwrap();
+    let text = include_str!("../../docs/format.md");
+    let drawn = text.split("```sql\n").find(|block| block.starts_with("CREATE TABLE schema("));
+    let drawn = drawn.and_then(|block| block.split("```").next()).unwrap();
+    let plain = |sql: &str| {
+        let words = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        words.replace("( ", "(").replace(" )", ")")
+    };
+    let names = "'schema', 'schema_modules', 'schema_patches', 'node_levels'";
+    let sql = format!("SELECT sql FROM sqlite_master WHERE name IN ({names}) ORDER BY rowid");
+    let made: Vec<String> = select(&*database, &sql).await.iter().map(|sql| plain(sql)).collect();
+    let drawn: Vec<String> = drawn.trim().trim_end_matches(';').split(';').map(plain).collect();
+    assert_eq!(made, drawn);
 }

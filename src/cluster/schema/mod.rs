@@ -155,10 +155,10 @@ impl Schema {
         self.fresh = Some(text.into());
     }
 
-    /// A file that is run before everything else, once, and then removed: `path` on `disk`. Fine
-    /// where there is none.
-    pub fn file(&mut self, disk: Arc<dyn Disk>, path: &str) {
-        self.patch = Some(PatchFile::new(disk, path));
+    /// A file that is run before everything else, once, and then removed: `path` on `disk`, which
+    /// errors call `shown`. Fine where there is none.
+    pub fn file(&mut self, disk: Arc<dyn Disk>, path: &str, shown: impl Into<String>) {
+        self.patch = Some(PatchFile { disk, path: path.to_owned(), shown: shown.into() });
     }
 
     /// See [`Check`].

@@ -16,15 +16,17 @@ use super::files::script;
 use super::{Change, Hook, book};
 use crate::cluster::database::Tx;
 use crate::cluster::error::{Error, Within};
-use crate::cluster::query::count;
+use crate::cluster::query::{count, has_table};
 use crate::disk::{self, Disk};
 use crate::params;
 
 /// Where a patch file may be.
 #[derive(Clone)]
 pub(super) struct PatchFile {
-    disk: Arc<dyn Disk>,
-    path: String,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) path: String,
+    /// The path as errors tell it.
+    pub(super) shown: String,
 }
 
 /// One that is there.
@@ -39,10 +41,6 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 impl PatchFile {
-    pub(super) fn new(disk: Arc<dyn Disk>, path: &str) -> PatchFile {
-        PatchFile { disk, path: path.to_owned() }
-    }
-
     /// The file, if there is one.
     pub(super) fn read(&self) -> Result<Option<Patch>, Error> {
         let failed = |what: &str, cause: String| {
@@ -64,7 +62,7 @@ impl PatchFile {
     }
 
     fn around(&self) -> String {
-        format!("failed to execute queries from \"{}\"", self.path)
+        format!("failed to execute queries from \"{}\"", self.shown)
     }
 }
 
@@ -77,7 +75,7 @@ impl Patch {
     async fn run_once(&self, tx: &mut dyn Tx, hook: Option<&Hook>) -> Result<(), Error> {
         if self.ran(tx).await? {
             tracing::info!(
-                path = self.file.path,
+                path = self.file.shown,
                 digest = self.digest,
                 "the patch file was run before: it is not run again"
             );
@@ -94,7 +92,7 @@ impl Patch {
     }
 
     async fn ran(&self, tx: &mut dyn Tx) -> Result<bool, Error> {
-        if !crate::cluster::query::has_table(tx, "schema_patches").await? {
+        if !has_table(tx, "schema_patches").await? {
             return Ok(false);
         }
         let sql = "SELECT count(*) FROM schema_patches WHERE digest = ?";
@@ -104,7 +102,7 @@ impl Patch {
     /// Removes the file. That it stays is no error: it is known to have run, and is removed the
     /// next time.
     pub(super) fn remove(&self) {
-        let PatchFile { disk, path } = &self.file;
+        let PatchFile { disk, path, shown } = &self.file;
         let removed = match disk::read_all(&**disk, path) {
             // Another one was put there meanwhile.
             Ok(bytes) if digest(&bytes) != self.digest => return,
@@ -113,7 +111,7 @@ impl Patch {
         };
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
         if let Err(error) = removed.and_then(|()| disk.sync_dir(dir)) {
-            tracing::warn!(path, %error, "failed to remove file: it was run and will not be again");
+            tracing::warn!(path = shown, %error, "failed to remove file: it was run and will not be again");
         }
     }
 }
