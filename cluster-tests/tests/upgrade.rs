@@ -134,6 +134,16 @@ impl Fleet {
         self.cluster.restart(id)
     }
 
+    /// One node after the other.
+    async fn upgrade_all(&mut self, build: &Path) -> Result<()> {
+        for id in [3, 2, 1] {
+            self.upgrade(id, build)?;
+            let gate = if id == 1 { OPEN.to_owned() } else { waits_for(id - 1) };
+            self.wait_gate(id, &gate).await?;
+        }
+        self.wait_open(&[1, 2, 3]).await
+    }
+
     async fn report(&self, id: usize) -> Option<SchemaStatus> {
         self.at(id).ok()?.schema().await.ok()
     }
@@ -174,6 +184,19 @@ impl Fleet {
             let waited = waited.await;
             waited.with_context(|| format!("node {id} tells {last:?}, not {expected:?}"))?;
         }
+        let output = self.cluster.quire(&["cluster", "list", "--json"])?;
+        let lines = String::from_utf8(output.stdout)?;
+        let mut listed = Vec::new();
+        for line in lines.lines() {
+            let line: serde_json::Value = serde_json::from_str(line)?;
+            // A member that has no row yet has none.
+            if let Some(status) = line["status"].as_str() {
+                listed.push((line["id"].as_u64().context("an id")?, status.to_owned()));
+            }
+        }
+        let told: Vec<(u64, String)> =
+            expected.iter().map(|(id, status, _)| (*id, status.clone())).collect();
+        ensure!(listed == told, "quire cluster list: {listed:?}");
         Ok(())
     }
 
@@ -477,6 +500,48 @@ async fn an_update_that_fails_is_repaired_by_a_patch() -> Result<()> {
     Ok(())
 }
 
+/// The same failure, and no way to repair it: the upgrade is taken back, as docs/upgrades.md says.
+/// Two nodes were upgraded, so that each of them finds the other one's row ahead of the old build.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_cannot_be_finished_is_taken_back() -> Result<()> {
+    let mut fleet = Fleet::old().await?;
+    let old = fleet.old.clone();
+    let updates = [("0001_wrong.sql", "INSERT INTO absent VALUES (1);")];
+    let wrong = fleet.builds.make("wrong", &["base", "words"], &updates)?;
+    for id in [3, 2] {
+        fleet.upgrade(id, &wrong)?;
+        fleet.wait_gate(id, &waits_for(id - 1)).await?;
+    }
+    fleet.upgrade(1, &wrong)?;
+    assert_eq!(
+        fleet.gives_up(1).await?,
+        "quire: failed to apply update 2: 0001_wrong.sql: statement 1 (line 1, `INSERT INTO absent \
+         VALUES (1);`): no such table: absent"
+    );
+    // With the old build it is behind: nobody would serve.
+    fleet.install(1, &old);
+    fleet.cluster.restart(1)?;
+    assert_eq!(fleet.gives_up(1).await?, "quire: this node's version is behind, please upgrade");
+    let patch = fleet.cluster.dir(1).join("patch.global.sql");
+    std::fs::write(&patch, "UPDATE nodes SET schema = 2, api_extensions = 1;\n")?;
+    fleet.cluster.restart(1)?;
+    fleet.wait_open(&[1]).await?;
+    ensure!(!patch.exists(), "the patch file is still there");
+
+    for id in [2, 3] {
+        fleet.cluster.stop(id)?;
+        let row = "UPDATE nodes SET schema = 2, api_extensions = 1 WHERE id = ?";
+        fleet.database()?.execute(row, vec![Value::from(i64::try_from(id)?)]).await?;
+        fleet.install(id, &old);
+        fleet.cluster.flag(id, &["--when-behind", "wait"]);
+        fleet.cluster.restart(id)?;
+        fleet.wait_gate(id, if id == 2 { BEHIND } else { OPEN }).await?;
+    }
+    fleet.wait_open(&[1, 2, 3]).await?;
+    fleet.wait_all_online((2, 1)).await?;
+    fleet.check_migrated(&[2]).await
+}
+
 // ---- drill (d): builds that do not belong together
 
 /// Neither is the other's next one: the second of them gives up, and the right build goes on.
@@ -617,6 +682,58 @@ async fn a_node_that_waits_does_not_keep_the_leadership() -> Result<()> {
         writer.wait_progress().await?;
     }
     writer.finish(&fleet.database()?).await
+}
+
+// ---- expand, then contract
+
+/// The updates of the worked example in docs/upgrades.md: each begins with its file's name.
+fn worked_example() -> Result<Vec<(String, String)>> {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/upgrades.md");
+    let text = std::fs::read_to_string(document)?;
+    let blocks = text.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let update = |block: &str| {
+        let name = block.strip_prefix("-- ").and_then(|rest| rest.split([':', '\n']).next());
+        Ok((name.context("a file's name")?.to_owned(), block.to_owned()))
+    };
+    blocks.map(update).collect()
+}
+
+/// A column gets another name in two upgrades; in between, programs of both levels work on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn expand_then_contract() -> Result<()> {
+    let example = worked_example()?;
+    let files: Vec<(&str, &str)> =
+        example.iter().map(|(name, sql)| (name.as_str(), sql.as_str())).collect();
+    let [customer, full_name, _contract] = files[..] else { anyhow::bail!("{files:?}") };
+    let mut fleet = Fleet::old().await?;
+    let first = fleet.builds.make("first", &["base", "customers"], &[customer])?;
+    let names = ["base", "customers", "full_names"];
+    let expand = fleet.builds.make("expand", &names, &[customer, full_name])?;
+    let contract = fleet.builds.make("contract", &names, &files)?;
+
+    fleet.upgrade_all(&first).await?;
+    let db = fleet.database()?;
+    db.execute("INSERT INTO customer(name) VALUES ('Ada')", vec![]).await?;
+    fleet.upgrade_all(&expand).await?;
+    for statement in [
+        "INSERT INTO customer(name) VALUES ('Grace')",
+        "INSERT INTO customer(full_name) VALUES ('Barbara')",
+        "UPDATE customer SET name = 'Ada L.' WHERE name = 'Ada'",
+        "UPDATE customer SET full_name = 'Grace H.' WHERE full_name = 'Grace'",
+    ] {
+        db.execute(statement, vec![]).await?;
+    }
+    let both: Vec<(String, String)> =
+        db.query_as("SELECT name, full_name FROM customer ORDER BY id", vec![]).await?;
+    let names = ["Ada L.", "Grace H.", "Barbara"];
+    assert_eq!(both, names.map(|name| (name.to_owned(), name.to_owned())));
+
+    fleet.upgrade_all(&contract).await?;
+    let left: Vec<String> =
+        db.query_as("SELECT full_name FROM customer ORDER BY id", vec![]).await?;
+    assert_eq!(left, names);
+    ensure!(db.query("SELECT name FROM customer", vec![]).await.is_err(), "the column is there");
+    fleet.check_migrated(&[2, 3, 4, 5]).await
 }
 
 // ---- what is no schema

@@ -110,8 +110,13 @@ impl Patch {
             Err(error) => Err(error),
         };
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
-        if let Err(error) = removed.and_then(|()| disk.sync_dir(dir)) {
-            tracing::warn!(path = shown, %error, "failed to remove file: it was run and will not be again");
+        match removed.and_then(|()| disk.sync_dir(dir)) {
+            Ok(()) => tracing::info!(path = shown, "the patch file has run and is removed"),
+            Err(error) => tracing::warn!(
+                path = shown,
+                %error,
+                "failed to remove file: it was run and will not be again"
+            ),
         }
     }
 }
