@@ -107,7 +107,8 @@ pub struct Schema {
     pub when_behind: WhenBehind,
 }
 
-/// What becomes of a node whose level is behind that of another member, or inconsistent with it.
+/// What becomes of a node whose level is behind that of another member. (One whose level is
+/// inconsistent with another's exits, whatever this says.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WhenBehind {
