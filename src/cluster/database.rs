@@ -6,6 +6,7 @@
 //! cannot change before it commits; one that is dropped is rolled back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -37,6 +38,11 @@ pub trait Tx: Send {
 
     /// Runs one statement and collects its rows.
     fn query<'a>(&'a mut self, sql: &'a str, params: Vec<Value>) -> Answer<'a, Rows>;
+
+    /// From here on each statement may take this long, where there is a bound at all.
+    fn set_patience(&mut self, limit: Duration) {
+        let _ = limit;
+    }
 
     /// Commits.
     fn commit(self: Box<Self>) -> Answer<'static, ()>;
@@ -89,6 +95,10 @@ impl Tx for Transaction {
 
     fn query<'a>(&'a mut self, sql: &'a str, params: Vec<Value>) -> Answer<'a, Rows> {
         Box::pin(async move { Ok(Transaction::query(self, sql, params).await?) })
+    }
+
+    fn set_patience(&mut self, limit: Duration) {
+        self.set_timeout(limit);
     }
 
     fn commit(self: Box<Self>) -> Answer<'static, ()> {

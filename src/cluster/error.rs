@@ -5,6 +5,7 @@
 
 use crate::base::Fate;
 use crate::driver::DriverError;
+use crate::wire::code;
 
 /// What a database did not do, as far as the gate must know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +47,19 @@ impl DatabaseError {
 impl From<DriverError> for DatabaseError {
     fn from(error: DriverError) -> DatabaseError {
         const LOCKED: u64 = 6;
+        const FULL: u64 = 13;
+        const IOERR: u64 = code::IOERR;
+        const CORRUPT: u64 = code::CORRUPT;
+        const ABORT: u64 = 4;
         let kind = match (&error, error.fate()) {
             (DriverError::NoLeader { .. }, _) => DatabaseErrorKind::NoLeader,
-            (DriverError::Sqlite { code, .. }, _) if code & 0xFF == LOCKED => {
-                DatabaseErrorKind::Busy
-            }
+            // A full disk, a damaged copy, a transaction that was rolled back because it was idle:
+            // all of them pass.
+            (DriverError::Sqlite { code, .. }, _) => match code & 0xFF {
+                LOCKED | code::BUSY | FULL => DatabaseErrorKind::Busy,
+                IOERR | CORRUPT | ABORT => DatabaseErrorKind::Lost,
+                _ => DatabaseErrorKind::Refused,
+            },
             (_, Fate::RetryHere) => DatabaseErrorKind::Busy,
             (_, Fate::RetryElsewhere) => DatabaseErrorKind::Lost,
             (_, Fate::OutcomeUnknown) => DatabaseErrorKind::OutcomeUnknown,

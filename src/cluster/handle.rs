@@ -12,7 +12,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, watch};
 use tokio::time::{Instant, timeout};
 
 use super::builder::{Builder, FileSystem, Opener, SchemaProvider};
-use super::database::{Database, Work, run_again};
+use super::database::{Database, Work, run, run_again};
 use super::error::{DatabaseErrorKind, Error, Within};
 use super::gate::{Own, UNCLUSTERED, attempt, initial_row};
 use super::join::Registration;
@@ -26,6 +26,9 @@ use crate::driver::{Options, ServerStore};
 
 /// The pause between two pings while nobody leads.
 const PING_PAUSE: Duration = Duration::from_secs(2);
+
+/// The others have this long to be told of a migration; they see it by themselves.
+const TELL_OTHERS_MAX: Duration = Duration::from_secs(5);
 
 /// How long the exclusive lock may take.
 const EXCLUSIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -161,15 +164,25 @@ impl Cluster {
     /// engine. Nothing has changed then.
     pub async fn ensure_schema(&self, address: &str, dir: &Path) -> Result<Status, Error> {
         let done = self.ensure(address, dir).await;
+        let (done, migrated) = match done {
+            Ok((status, own)) => (Ok(status), own),
+            Err(error) => (Err(error), None),
+        };
         self.inner.gate.send_replace(match &done {
             Ok(Status::Ready) => Gate::Ready,
             Ok(Status::Waiting(behind)) => Gate::Waiting(*behind),
             Err(error) => Gate::of_error(error),
         });
+        if let Some(own) = migrated
+            && timeout(TELL_OTHERS_MAX, self.tell_others(&own)).await.is_err()
+        {
+            tracing::warn!("the other nodes were not told of the migration in time");
+        }
         done
     }
 
-    async fn ensure(&self, address: &str, dir: &Path) -> Result<Status, Error> {
+    /// The status, and who migrated if this node has.
+    async fn ensure(&self, address: &str, dir: &Path) -> Result<(Status, Option<Arc<Own>>), Error> {
         let database = self.database()?;
         let Parts { files, sleeper, registration, .. } = &self.inner.parts;
         let failed = |error| Error::File(format!("{}: {error}", dir.display()));
@@ -184,7 +197,7 @@ impl Cluster {
         let tried = loop {
             let error = match attempt(self.schema()?, &own, &database, &disk).await {
                 Ok(tried) => break tried,
-                Err(Error::GracefulAbort { behind }) => return Ok(Status::Waiting(behind)),
+                Err(Error::GracefulAbort { behind }) => return Ok((Status::Waiting(behind), None)),
                 Err(error) => error,
             };
             in_doubt |= error.is_outcome_unknown();
@@ -197,9 +210,9 @@ impl Cluster {
         if tried.initial < own.level.schema || in_doubt {
             let (from, to) = (tried.initial, own.level.schema);
             tracing::info!(from, to, "the schema was brought up to date");
-            self.tell_others(&own).await;
+            return Ok((Status::Ready, Some(own)));
         }
-        Ok(Status::Ready)
+        Ok((Status::Ready, None))
     }
 
     /// The first row, by the same rule: it is written only where there is none.
@@ -215,8 +228,12 @@ impl Cluster {
     /// Tells the other nodes of a migration.
     async fn tell_others(&self, own: &Own) {
         let Some(notify) = &self.inner.parts.notify else { return };
-        let peers = self.transaction(|mut tx| async move { nodes::all(&mut *tx).await }).await;
-        let peers = peers.unwrap_or_else(|error| {
+        let read = async {
+            // Not [`Cluster::transaction`]: whoever holds the exclusive lock may have migrated.
+            let database = self.database()?;
+            run(&*database, |mut tx| async move { nodes::all(&mut *tx).await }).await
+        };
+        let peers = read.await.unwrap_or_else(|error| {
             tracing::warn!(%error, "the other nodes could not be told of the migration");
             Vec::new()
         });

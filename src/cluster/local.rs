@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::database::{Answer, Database, Pieces, Tx};
 use super::error::DatabaseError;
 use crate::driver::{Rows, Value};
+use crate::wire::code;
 
 /// How many pages are copied at a time.
 const COPY_PAGES: std::ffi::c_int = 256;
@@ -177,7 +178,10 @@ impl Tx for LocalTx {
     fn execute<'a>(&'a mut self, sql: &'a str, params: Vec<Value>) -> Answer<'a, u64> {
         let sql = sql.to_owned();
         Box::pin(self.with(move |connection| {
-            collect(connection, &sql, params)?;
+            if !collect(connection, &sql, params)?.rows.is_empty() {
+                // As a cluster does.
+                return Err(DatabaseError::refused(code::ROWS_YIELDED));
+            }
             Ok(connection.changes())
         }))
     }

@@ -10,6 +10,8 @@
 //! *Invariant*: a connection with an open transaction is never returned to the pool; dropping it
 //! closes it, and the server rolls back.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::call::{Effect, Op, Setback, judge, unexpected};
@@ -60,6 +62,11 @@ pub struct Session {
 impl Session {
     pub(super) fn new(database: Database) -> Session {
         Session { database, open: None }
+    }
+
+    /// Gives the calls that follow another bound.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.database = self.database.clone().timeout(timeout);
     }
 
     /// Takes its transaction to another session.

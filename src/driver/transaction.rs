@@ -8,6 +8,7 @@
 //! else runs in the transaction, and before it commits.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -76,6 +77,11 @@ fn name(depth: usize) -> String {
 }
 
 impl Transaction {
+    /// Gives the calls that follow another bound; see [`Database::timeout`](super::Database::timeout).
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.session.set_timeout(timeout);
+    }
+
     pub(super) async fn begin(
         mut session: Session,
         begin: Begin,

@@ -2,7 +2,7 @@
 //! has passed: it replicates and votes, and leads where no other voter lets clients in, but opens
 //! databases for nobody but members' own gates.
 //!
-//! *Invariant*: once a member lets clients in, it does so until it stops.
+//! *Invariant*: once a member has been told to let clients in, it does so until it stops.
 
 use std::sync::Arc;
 
@@ -12,33 +12,50 @@ use super::Member;
 use super::membership::Description;
 
 /// Why no client is let in, if none is.
-pub(super) struct Entry(watch::Sender<Option<String>>);
+pub(super) struct Entry(watch::Sender<State>);
+
+enum State {
+    /// Clients are let in, and may be shut out.
+    Open,
+    /// No client is let in; why.
+    Shut(String),
+    /// Clients are let in for good.
+    Passed,
+}
 
 impl Default for Entry {
     fn default() -> Entry {
-        Entry(watch::Sender::new(None))
+        Entry(watch::Sender::new(State::Open))
     }
 }
 
 impl Member {
-    /// Lets no clients in, and says why; later on, why still not.
+    /// Lets no clients in, and says why; later on, why still not. Does nothing after
+    /// [`Member::let_in`].
     pub fn shut(&self, why: &str) {
-        self.entry.0.send_replace(Some(why.to_owned()));
+        self.entry.0.send_modify(|state| {
+            if !matches!(state, State::Passed) {
+                *state = State::Shut(why.to_owned());
+            }
+        });
     }
 
     /// Lets clients in from now on.
     pub fn let_in(&self) {
-        self.entry.0.send_replace(None);
+        self.entry.0.send_replace(State::Passed);
     }
 
     /// Whether clients are let in.
     pub fn lets_in(&self) -> bool {
-        self.entry.0.borrow().is_none()
+        !matches!(*self.entry.0.borrow(), State::Shut(_))
     }
 
     /// Why no client is let in; `None` where they are.
     pub fn why_shut(&self) -> Option<String> {
-        self.entry.0.borrow().clone()
+        match &*self.entry.0.borrow() {
+            State::Shut(why) => Some(why.clone()),
+            State::Open | State::Passed => None,
+        }
     }
 
     /// A leader that lets no clients in hands leadership to a voter that does, if there is one.
@@ -64,7 +81,8 @@ impl Member {
                 true
             }
             Err(failure) => {
-                tracing::warn!(node = self.id, to, %failure, "leadership could not be handed on");
+                // It is tried again with the keeper's next look.
+                tracing::debug!(node = self.id, to, %failure, "leadership was not handed on");
                 false
             }
         }

@@ -8,9 +8,9 @@
 //!
 //! *Invariant*: a node with a gate never served a client while its gate was not open.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use crate::cluster::{
 };
 use crate::disk::Disk;
 use crate::driver::{Client, Dial, Options, ReadLevel, Server, ServerStore, Stream};
-use crate::member::Member;
+use crate::member::{Leadership, Member};
 use crate::params;
 use crate::raft::connection::{Dialer, Identity, connect};
 use crate::raft::frames::Channel;
@@ -114,6 +114,8 @@ pub struct NodeGate {
     client: Client,
     database: String,
     address: String,
+    /// The data directory: a patch file may be there.
+    dir: PathBuf,
     when_behind: cluster::WhenBehind,
     /// Told when the table of nodes has changed on this replica.
     signal: Arc<Signal>,
@@ -156,6 +158,7 @@ impl NodeGate {
             client,
             database,
             address,
+            dir: config.data_dir.clone(),
             when_behind: match config.schema.when_behind {
                 WhenBehind::Wait => cluster::WhenBehind::Wait,
                 WhenBehind::Exit => cluster::WhenBehind::Exit,
@@ -163,7 +166,7 @@ impl NodeGate {
             signal: Arc::default(),
             failed: watch::Sender::new(None),
         };
-        gate.say(&Gate::Starting);
+        gate.member.shut(&Gate::Starting.to_string());
         Ok(Arc::new(gate))
     }
 
@@ -206,31 +209,92 @@ impl NodeGate {
         ]
     }
 
-    fn say(&self, gate: &Gate) {
-        match gate {
-            Gate::Ready => self.member.let_in(),
-            gate => self.member.shut(&gate.to_string()),
-        }
-    }
-
     /// Passes the gate, whatever time that takes, and lets clients in.
     async fn pass(&self) {
-        self.wait_for_leader().await;
-        let options = WaitOptions { when_behind: self.when_behind, ..WaitOptions::default() };
-        let passed =
-            self.cluster.wait_ready(&self.address, Path::new("."), &*self.signal, &options).await;
+        let passed = loop {
+            self.wait_for_leader().await;
+            let leader = self.member.leadership().leader;
+            tokio::select! {
+                passed = self.try_to_pass() => break passed,
+                // A statement on a leader that only stands still would be waited for.
+                () = self.wait_for_other_leader(leader) => {}
+            }
+        };
+        let node = self.member.id();
         match passed {
             Ok(()) => {
                 self.member.let_in();
-                tracing::info!(
-                    node = self.member.id(),
-                    "the schema gate is open: clients are let in"
-                );
+                tracing::info!(node, "the schema gate is open: clients are let in");
+                let why = self.wait_row_lost().await;
+                tracing::error!(node, "{why}");
+                self.failed.send_replace(Some(why));
             }
             Err(error) => {
-                tracing::error!(node = self.member.id(), %error, "the schema gate stays shut");
+                tracing::error!(node, %error, "the schema gate stays shut");
                 self.failed.send_replace(Some(error.to_string()));
             }
+        }
+    }
+
+    async fn try_to_pass(&self) -> Result<(), Error> {
+        let options = WaitOptions { when_behind: self.when_behind, ..WaitOptions::default() };
+        loop {
+            let passed =
+                self.cluster.wait_ready(&self.address, &self.dir, &*self.signal, &options).await;
+            match passed {
+                Ok(()) => break,
+                // Of a member that was removed: the leader takes its row away. Or of one that has
+                // moved, too, and has not said so yet.
+                Err(error)
+                    if matches!(error.root(), Error::AddressTaken(_) | Error::NameTaken(_)) =>
+                {
+                    let node = self.member.id();
+                    tracing::info!(node, %error, "the schema gate waits for that row to go");
+                    tokio::time::sleep(HEARTBEAT_EVERY).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // It was decided at the leader; what is read here must be the new schema, too.
+        let level = self.cluster.level()?;
+        while self.version_here().await != Some(level.schema) {
+            tokio::time::sleep(LOOK_MIN).await;
+        }
+        Ok(())
+    }
+
+    /// The version of the schema on this replica, which has caught up with the leader.
+    async fn version_here(&self) -> Option<u64> {
+        const SQL: &str = "SELECT coalesce(max(version), 0) FROM schema";
+        let here = self.client.at(&self.address).ok()?;
+        let read = here.database(&self.database).timeout(LOOK_MAX);
+        read.query_as::<(u64,)>(SQL, params![]).await.ok()?.first().map(|(version,)| *version)
+    }
+
+    /// Waits until this node's row is gone, though it is a member: others may migrate past it.
+    async fn wait_row_lost(&self) -> String {
+        let id = self.member.id();
+        loop {
+            tokio::time::sleep(LOOK_MAX).await;
+            let belongs = self.member.check_belongs().is_ok();
+            let rows = self.nodes_here().await.filter(|_| belongs).unwrap_or_default();
+            if !rows.is_empty() && rows.iter().all(|(node, ..)| node.cast_unsigned() != id) {
+                return format!(
+                    "node {id} has no row in nodes of database {} any more: others do not wait \
+                     for it; start it again, and it gets one",
+                    self.database
+                );
+            }
+        }
+    }
+
+    /// Waits until this node knows another leader than that.
+    async fn wait_for_other_leader(&self, than: Option<(NodeId, String)>) {
+        let mut leadership = self.member.watch_leadership();
+        let is_other = |now: &Leadership| now.leader.is_some() && now.leader != than;
+        if leadership.wait_for(is_other).await.map(drop).is_err() {
+            // The member is gone, and this with it.
+            std::future::pending().await
         }
     }
 
@@ -251,10 +315,11 @@ impl NodeGate {
         let mut state = self.cluster.gate();
         loop {
             let gate = state.borrow_and_update().clone();
+            // Who passes lets clients in, later than this.
             if gate == Gate::Ready {
                 return;
             }
-            self.say(&gate);
+            self.member.shut(&gate.to_string());
             if state.changed().await.is_err() {
                 return;
             }
@@ -307,23 +372,29 @@ impl NodeGate {
             if !asked || self.member.leading_term().is_err() {
                 continue;
             }
-            let (alive, members) = self.alive();
             let now = i64::try_from(self.member.env().clock.unix().as_secs()).unwrap_or(i64::MAX);
             let written = self
                 .cluster
-                .transaction(|mut tx| {
-                    let (alive, members) = (alive.clone(), members.clone());
-                    async move { keep_rows(&mut *tx, &alive, &members, now).await }
+                .transaction(|mut tx| async move {
+                    // As it is now: a repetition may come much later.
+                    let (alive, members) = self.alive();
+                    if self.member.leading_term().is_err() {
+                        return Ok(Vec::new());
+                    }
+                    keep_rows(&mut *tx, &alive, &members, now).await
                 })
                 .await;
+            for id in written.iter().flatten() {
+                tracing::info!(node = id, "a member was removed: its row of the nodes is, too");
+            }
             if let Err(error) = written {
                 tracing::debug!(%error, "the heartbeats of the nodes were not written");
             }
         }
     }
 
-    /// The members that were heard lately, and all.
-    fn alive(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+    /// The members that were heard lately; and all, with their addresses.
+    fn alive(&self) -> (BTreeSet<NodeId>, BTreeMap<NodeId, String>) {
         let own = self.member.id();
         let silences = self.member.core().silences();
         let heard = |id: &NodeId| {
@@ -331,8 +402,9 @@ impl NodeGate {
             *id == own || silence.is_some_and(|silence| silence <= SILENCE_MAX)
         };
         let members = self.member.leadership().members;
-        let members: BTreeSet<NodeId> = members.iter().map(|member| member.id).collect();
-        (members.iter().copied().filter(heard).collect(), members)
+        let members: BTreeMap<NodeId, String> =
+            members.into_iter().map(|member| (member.id, member.address)).collect();
+        (members.keys().copied().filter(heard).collect(), members)
     }
 }
 
@@ -341,24 +413,35 @@ fn name_of(id: NodeId) -> String {
     format!("node-{id}")
 }
 
+/// Brings the rows of nodes that registered themselves to what the membership says. The removed.
 async fn keep_rows(
     tx: &mut dyn cluster::Tx,
     alive: &BTreeSet<NodeId>,
-    members: &BTreeSet<NodeId>,
+    members: &BTreeMap<NodeId, String>,
     now: i64,
-) -> Result<(), Error> {
+) -> Result<Vec<NodeId>, Error> {
     let mut rows = nodes::all(tx).await?;
     rows.extend(nodes::pending(tx).await?);
-    for row in rows {
-        // A row of another name is its application's.
-        if row.name == name_of(row.id) && !members.contains(&row.id) {
-            nodes::remove(tx, row.id).await?;
-            tracing::info!(node = row.id, "a member was removed: its row of the nodes is, too");
-        } else if alive.contains(&row.id) {
-            nodes::heartbeat(tx, &row.address, now).await?;
-        }
+    // A row of another name is its application's.
+    rows.retain(|row| row.name == name_of(row.id));
+    let (rows, gone): (Vec<NodeRow>, Vec<NodeRow>) =
+        rows.into_iter().partition(|row| members.contains_key(&row.id));
+    for row in &gone {
+        nodes::remove(tx, row.id).await?;
     }
-    Ok(())
+    let listed = |row: &NodeRow| members.get(&row.id).cloned().unwrap_or_default();
+    let moved: Vec<&NodeRow> = rows.iter().filter(|row| row.address != listed(row)).collect();
+    // First out of each other's way: members may have traded addresses.
+    for row in &moved {
+        nodes::update(tx, row.id, &row.name, &format!("moving:{}", row.id)).await?;
+    }
+    for row in &moved {
+        nodes::update(tx, row.id, &row.name, &listed(row)).await?;
+    }
+    for row in rows.iter().filter(|row| alive.contains(&row.id)) {
+        nodes::heartbeat(tx, &listed(row), now).await?;
+    }
+    Ok(gone.into_iter().map(|row| row.id).collect())
 }
 
 /// The way to members' databases that lets a gate in where clients are not.
@@ -415,8 +498,10 @@ struct Tell(Network);
 impl Notify for Tell {
     fn upgraded<'a>(&'a self, peer: &'a NodeRow) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
-            let told =
-                self.0.call(peer.id, &peer.address, CALL_UPGRADED, Bytes::new(), TELL_MAX).await;
+            let told = self
+                .0
+                .call_address(peer.id, &peer.address, CALL_UPGRADED, Bytes::new(), TELL_MAX)
+                .await;
             told.map(drop).map_err(|error| error.to_string())
         })
     }

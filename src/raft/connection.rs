@@ -438,7 +438,11 @@ pub fn admit(identity: &Identity, hello: &Hello) -> Result<Channel, String> {
     let known = match channel {
         Channel::Requests => true,
         Channel::Append | Channel::Snapshot => hello.cluster != 0 && hello.to != 0,
-        Channel::Client => hello.cluster != 0 && ours != 0,
+        Channel::Client => {
+            let own = hello.from == identity.node();
+            let is_member = own || identity.standing_of(hello.from) != Standing::Unknown;
+            hello.cluster != 0 && ours != 0 && is_member
+        }
     };
     if !known {
         return Err("only members append, send snapshots or use a client's channel".to_owned());
@@ -483,6 +487,7 @@ mod tests {
             (hello(77, 3, 3, 1), "itself"),
             (hello(0, 9, 3, 1), "only members"),
             (hello(0, 9, 0, 4), "only members"),
+            (hello(77, 9, 0, 4), "only members"),
             (hello(77, 1, 3, 9), "unknown channel"),
             (Hello { version: 2, ..hello(77, 1, 3, 1) }, "protocol version 2"),
         ] {

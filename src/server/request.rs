@@ -397,6 +397,9 @@ impl Client {
                 Ok(sql) => return self.query(sql, &params, cancel, parts).await,
                 Err(refusal) => Err(refusal),
             },
+            Request::Dump { .. } if self.check_lets_in().is_err() => {
+                self.check_lets_in().map(|()| Response::Empty)
+            }
             Request::Dump { name } => match dump::dump(&self.member, &name, &parts).await {
                 Ok(end) => return Reply::Message(end),
                 Err(Ended::Refused(refusal)) => Err(refusal),
@@ -424,7 +427,7 @@ impl Client {
 
     /// The database must be open, in the term it was opened in, and be the one that is meant.
     async fn check_open(&mut self, database: u64) -> Result<(), Refusal> {
-        self.member.check_belongs()?;
+        self.check_belongs()?;
         let leading = self.member.leading_term();
         let lost = match (&self.open, leading) {
             (Some(open), Ok(term)) => open.term.is_some_and(|of| of != term),
@@ -448,9 +451,16 @@ impl Client {
         text(sql)
     }
 
+    /// One that was removed leads nobody: clients look for another member.
+    fn check_belongs(&self) -> Result<(), Refusal> {
+        let failed = |failure: Failure| Refusal::new(code::NOT_LEADER, &failure.to_string());
+        self.member.check_belongs().map_err(failed)
+    }
+
     fn check_lets_in(&self) -> Result<(), Refusal> {
         match self.member.why_shut() {
             None => Ok(()),
+            Some(_) if self.whose == Whose::Member => Ok(()),
             Some(why) => {
                 let text = format!("node {} {}: {why}", self.member.id(), code::NO_CLIENTS);
                 // Clients look for another member.
@@ -460,10 +470,8 @@ impl Client {
     }
 
     async fn open(&mut self, name: &Text) -> Result<Response, Refusal> {
-        self.member.check_belongs()?;
-        if self.whose == Whose::Client {
-            self.check_lets_in()?;
-        }
+        self.check_belongs()?;
+        self.check_lets_in()?;
         let invalid = || Refusal::new(code::ERROR, code::INVALID_NAME);
         let term = match self.member.leading_term() {
             Ok(term) => Some(term),

@@ -24,8 +24,12 @@ async fn which_errors_are_transient() {
     assert!(transient(DriverError::NoLeader { why: cause(), attempts: vec![] }));
     // What dqlite called "disk I/O error" when leadership was lost.
     assert!(transient(DriverError::TransactionLost { cause: "leadership lost".to_owned() }));
-    // A disk that really fails is another thing.
-    assert!(!transient(sqlite(10, "disk I/O error")));
+    assert!(transient(sqlite(10, "disk I/O error")));
+    // A node that waits is a voter: it does not stop because a disk is full, a copy damaged, or a
+    // transaction was rolled back for having stood still.
+    assert!(transient(sqlite(13, "database or disk is full")));
+    assert!(transient(sqlite(11, "database shop is damaged on this member")));
+    assert!(transient(sqlite(516, "the transaction was idle for too long")));
     for permanent in [
         sqlite(1, "text that says database is locked"),
         sqlite(19, "UNIQUE constraint failed: nodes.name"),

@@ -21,6 +21,7 @@ mod update;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -32,6 +33,9 @@ pub(super) use book::BOOKKEEPING;
 pub use files::script;
 use patch::PatchFile;
 pub use update::{Module, Update};
+
+/// A statement of an update may take this long: one that builds an index of a large table.
+const STATEMENT_MAX: Duration = Duration::from_secs(3600);
 
 /// Looks at the database before anything is changed, given the version that it has:
 /// [`Error::GracefulAbort`] ends the work and commits what was done so far, another error rolls
@@ -202,6 +206,7 @@ impl Schema {
     }
 
     async fn apply(&self, tx: &mut dyn Tx, patch: Option<&patch::Patch>) -> Result<u64, Error> {
+        tx.set_patience(STATEMENT_MAX);
         if let Some(patch) = patch {
             patch.run(tx, self.hook.as_ref()).await?;
         }
