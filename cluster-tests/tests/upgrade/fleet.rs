@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use cluster_tests::{Cluster, Options, PATIENCE, wait_for};
 use quire::driver::{Client, Database, Options as ClientOptions, ReadLevel, SchemaStatus, Value};
 use tokio::task::JoinHandle;
@@ -103,9 +103,11 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// A client that waits as long as the tests do.
+    /// A client that waits as long as the tests do, and has each write executed once, whatever
+    /// becomes of its answer.
     pub fn client(&self) -> Result<Client> {
-        let options = ClientOptions { call_timeout: PATIENCE, ..ClientOptions::default() };
+        let (call_timeout, request_ids) = (PATIENCE, true);
+        let options = ClientOptions { call_timeout, request_ids, ..ClientOptions::default() };
         Ok(Client::new(self.cluster.addresses(), options)?)
     }
 
@@ -291,13 +293,16 @@ impl Writer {
     }
 
     /// Waits until it has written more.
-    pub async fn wait_progress(&self) -> Result<()> {
+    pub async fn wait_progress(&mut self) -> Result<()> {
         let before = self.count();
-        let waited = wait_for("the writing client to go on", async || {
-            ensure!(!self.task.is_finished(), "it has ended");
+        wait_for("the writing client to go on", async || {
+            if self.task.is_finished() {
+                (&mut self.task).await??;
+                bail!("the writing client has ended");
+            }
             Ok((self.count() >= before + 5).then_some(()))
-        });
-        waited.await
+        })
+        .await
     }
 
     /// Ends it; every row that was acknowledged must be there.

@@ -22,7 +22,7 @@ async fn three_nodes_are_upgraded_one_at_a_time_while_a_client_writes() -> Resul
     let mut fleet = Fleet::old().await?;
     let new = fleet.new.clone();
     fleet.wait_all_online((2, 1)).await?;
-    let writer = Writer::start(fleet.database()?).await?;
+    let mut writer = Writer::start(fleet.database()?).await?;
     writer.wait_progress().await?;
 
     // Node 3 waits; the other two serve.
@@ -377,7 +377,7 @@ async fn a_node_that_waits_does_not_keep_the_leadership() -> Result<()> {
     let new = fleet.new.clone();
     fleet.upgrade(3, &new)?;
     fleet.wait_gate(3, &waits_for(2)).await?;
-    let writer = Writer::start(fleet.database()?).await?;
+    let mut writer = Writer::start(fleet.database()?).await?;
     writer.wait_progress().await?;
     let leads = "this node leads";
     for _ in 0..3 {
