@@ -1,312 +1,18 @@
 //! Rolling upgrades of real processes: three nodes that were built for one schema are stopped one
 //! after the other and started again with the next one.
-//!
-//! A build is a schema directory: what `quire serve --schema` is given. The project's own module
-//! has two updates, so a directory without updates and with one extension is level (2,1), and one
-//! with an update and two extensions is (3,2).
 
-use std::path::{Path, PathBuf};
+mod fleet;
+
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster_tests::raw::{self, Raw};
-use cluster_tests::{Cluster, Options, PATIENCE, free_address, program, wait_for};
-use quire::driver::{Client, Database, Options as ClientOptions, ReadLevel, SchemaStatus, Value};
-use tokio::task::JoinHandle;
+use cluster_tests::{Cluster, Options, free_address, program, wait_for};
+use quire::driver::Value;
 
-/// The database that the builds are for; `schema.database` is not set.
-const DATABASE: &str = "main";
-
-const OPEN: &str = "Database is online";
-const BEHIND: &str = "Database is not ready yet: this node's version is behind, please upgrade";
-
-/// The gate of a node that waits.
-fn waits_for(behind: usize) -> String {
-    format!(
-        "Database is waiting for an upgrade: {behind} cluster members have not yet received the \
-         update"
-    )
-}
-
-/// The update of the new build. It can be applied once only: the table is there then.
-const WORDS: &str = "-- Words get a table of their own.\n\
-    CREATE TABLE words(n INTEGER PRIMARY KEY, word TEXT NOT NULL);\n\
-    INSERT INTO words(word) VALUES ('first');\n";
-
-/// What is installed: schema directories, side by side.
-struct Builds(tempfile::TempDir);
-
-impl Builds {
-    fn new() -> Result<Builds> {
-        Ok(Builds(tempfile::tempdir()?))
-    }
-
-    /// Makes a build and answers its directory.
-    fn make(&self, name: &str, extensions: &[&str], updates: &[(&str, &str)]) -> Result<PathBuf> {
-        let dir = self.0.path().join(name);
-        std::fs::create_dir(&dir)?;
-        std::fs::write(dir.join("extensions"), extensions.join("\n") + "\n")?;
-        for (file, sql) in updates {
-            std::fs::write(dir.join(file), sql)?;
-        }
-        Ok(dir)
-    }
-
-    /// Level (2,1).
-    fn old(&self) -> Result<PathBuf> {
-        self.make("old", &["base"], &[])
-    }
-
-    /// Level (3,2).
-    fn new_words(&self) -> Result<PathBuf> {
-        self.make("new", &["base", "words"], &[("0001_words.sql", WORDS)])
-    }
-}
-
-/// A cluster whose nodes have a gate.
-struct Fleet {
-    cluster: Cluster,
-    builds: Builds,
-    old: PathBuf,
-    new: PathBuf,
-}
-
-/// A line of what the operator sees: id, status, level.
-type Seen = (u64, String, (u64, u64));
-
-fn seen(id: u64, status: &str, level: (u64, u64)) -> Seen {
-    (id, status.to_owned(), level)
-}
-
-impl Fleet {
-    /// Three nodes at the old level that let clients in; node 1 leads.
-    async fn old() -> Result<Fleet> {
-        let builds = Builds::new()?;
-        let (old, new) = (builds.old()?, builds.new_words()?);
-        let options = Options::new(3).set("schema.dir", &old.display().to_string());
-        let cluster = Cluster::start_with(options).await?;
-        let fleet = Fleet { cluster, builds, old, new };
-        fleet.wait_open(&[1, 2, 3]).await?;
-        if fleet.cluster.wait_for_leader().await? != 1 {
-            fleet.client()?.transfer(Some(1)).await?;
-        }
-        wait_for("node 1 to lead", async || {
-            Ok((fleet.cluster.leader().await == Some(1)).then_some(()))
-        })
-        .await?;
-        Ok(fleet)
-    }
-
-    /// A client that waits as long as the tests do.
-    fn client(&self) -> Result<Client> {
-        let options = ClientOptions { call_timeout: PATIENCE, ..ClientOptions::default() };
-        Ok(Client::new(self.cluster.addresses(), options)?)
-    }
-
-    fn database(&self) -> Result<Database> {
-        Ok(self.client()?.database(DATABASE))
-    }
-
-    /// A client of one node.
-    fn at(&self, id: usize) -> Result<Client> {
-        let all = self.cluster.client()?;
-        Ok(all.at(self.cluster.address(id))?)
-    }
-
-    /// The database as one node has it.
-    fn local(&self, id: usize) -> Result<Database> {
-        Ok(self.at(id)?.database(DATABASE).read_level(ReadLevel::Local))
-    }
-
-    /// Another build, from the node's next start on.
-    fn install(&mut self, id: usize, build: &Path) {
-        self.cluster.flag(id, &["--set", &format!("schema.dir={}", build.display())]);
-    }
-
-    /// Stops a node, gives it another build and starts it.
-    fn upgrade(&mut self, id: usize, build: &Path) -> Result<()> {
-        let ended = self.cluster.stop(id)?;
-        ensure!(ended == Some(0), "node {id} ended with {ended:?}");
-        self.install(id, build);
-        self.cluster.restart(id)
-    }
-
-    /// One node after the other.
-    async fn upgrade_all(&mut self, build: &Path) -> Result<()> {
-        for id in [3, 2, 1] {
-            self.upgrade(id, build)?;
-            let gate = if id == 1 { OPEN.to_owned() } else { waits_for(id - 1) };
-            self.wait_gate(id, &gate).await?;
-        }
-        self.wait_open(&[1, 2, 3]).await
-    }
-
-    async fn report(&self, id: usize) -> Option<SchemaStatus> {
-        self.at(id).ok()?.schema().await.ok()
-    }
-
-    /// Waits until the gate of a node says this.
-    async fn wait_gate(&self, id: usize, gate: &str) -> Result<()> {
-        let mut last = None;
-        let what = format!("the gate of node {id} to say: {gate}");
-        let waited = wait_for(&what, async || {
-            last = self.report(id).await;
-            let found = last.as_ref().is_some_and(|report| report.gate.to_string() == gate);
-            Ok(found.then_some(()))
-        });
-        let waited = waited.await;
-        waited.with_context(|| format!("it says {:?}", last.map(|last| last.gate)))
-    }
-
-    async fn wait_open(&self, ids: &[usize]) -> Result<()> {
-        for id in ids {
-            self.wait_gate(*id, OPEN).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits until each node that runs tells this of all nodes.
-    async fn wait_seen(&self, expected: &[Seen]) -> Result<()> {
-        for id in self.cluster.running() {
-            let mut last = Vec::new();
-            let waited = wait_for("the operator's view", async || {
-                let report = self.report(id).await.unwrap_or_default();
-                let line = |node: &quire::driver::SchemaNode| {
-                    let level = (node.schema, node.api_extensions);
-                    (node.id, node.status.to_string(), level)
-                };
-                last = report.nodes.iter().map(line).collect();
-                Ok((last == expected).then_some(()))
-            });
-            let waited = waited.await;
-            waited.with_context(|| format!("node {id} tells {last:?}, not {expected:?}"))?;
-        }
-        let output = self.cluster.quire(&["cluster", "list", "--json"])?;
-        let lines = String::from_utf8(output.stdout)?;
-        let mut listed = Vec::new();
-        for line in lines.lines() {
-            let line: serde_json::Value = serde_json::from_str(line)?;
-            // A member that has no row yet has none.
-            if let Some(status) = line["status"].as_str() {
-                listed.push((line["id"].as_u64().context("an id")?, status.to_owned()));
-            }
-        }
-        let told: Vec<(u64, String)> =
-            expected.iter().map(|(id, status, _)| (*id, status.clone())).collect();
-        ensure!(listed == told, "quire cluster list: {listed:?}");
-        Ok(())
-    }
-
-    /// All three, at one level.
-    async fn wait_all_online(&self, level: (u64, u64)) -> Result<()> {
-        let all: Vec<Seen> = (1..=3).map(|id| seen(id, "Online", level)).collect();
-        self.wait_seen(&all).await
-    }
-
-    /// The bookkeeping tells of these updates, and the nodes' copies are the same.
-    async fn check_migrated(&self, versions: &[u64]) -> Result<()> {
-        let db = self.database()?;
-        let found: Vec<u64> =
-            db.query_as("SELECT version FROM schema ORDER BY version", vec![]).await?;
-        ensure!(found == versions, "bookkeeping: {found:?}");
-        self.wait_digests().await
-    }
-
-    async fn wait_digests(&self) -> Result<()> {
-        wait_for("the digests to agree", async || {
-            let output = self.cluster.quire(&["digest", "--deep", DATABASE])?;
-            Ok(output.status.success().then_some(()))
-        })
-        .await
-    }
-
-    /// The words of the new build's table; as many as there are updates that ran.
-    async fn words(&self) -> Result<Vec<String>> {
-        Ok(self.database()?.query_as("SELECT word FROM words ORDER BY n", vec![]).await?)
-    }
-
-    /// Whether the leader's database has this table. Asked through a node that lets clients in.
-    async fn has_table(&self, name: &str) -> Result<bool> {
-        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = ?";
-        let found: Vec<u64> = self.database()?.query_as(sql, vec![Value::from(name)]).await?;
-        Ok(found == [1])
-    }
-
-    /// The last life of a node, as its log tells it.
-    fn last_life(&self, id: usize) -> String {
-        let log = self.cluster.log(id);
-        let start = log.rfind("no client is let in before all nodes have this level");
-        log.get(start.unwrap_or(0)..).unwrap_or_default().to_owned()
-    }
-
-    /// Waits until a node has given up, and answers the line that it says at the end.
-    async fn gives_up(&mut self, id: usize) -> Result<String> {
-        let code = self.cluster.wait_for_end(id).await?;
-        let life = self.last_life(id);
-        ensure!(code == Some(1), "node {id} ended with {code:?}: {life}");
-        let line = life.lines().rfind(|line| line.starts_with("quire: "));
-        Ok(line.with_context(|| format!("node {id} does not say why: {life}"))?.to_owned())
-    }
-}
-
-/// A client that writes all the while, one row at a time.
-struct Writer {
-    acknowledged: Arc<Mutex<Vec<i64>>>,
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Result<()>>,
-}
-
-impl Writer {
-    /// Each call may take [`PATIENCE`]: an error is one that the driver did not mend by itself.
-    async fn start(db: Database) -> Result<Writer> {
-        db.execute("CREATE TABLE IF NOT EXISTS written(n INTEGER PRIMARY KEY)", vec![]).await?;
-        let acknowledged = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (to, until) = (acknowledged.clone(), stop.clone());
-        let task = tokio::spawn(async move {
-            for n in 1.. {
-                if until.load(Ordering::SeqCst) {
-                    break;
-                }
-                let row = vec![Value::from(n)];
-                let written = db.execute("INSERT INTO written VALUES (?)", row).await;
-                written.with_context(|| format!("row {n}"))?;
-                to.lock().map_err(|_| anyhow!("a test failed"))?.push(n);
-                // The pace of a client that has other things to do.
-                tokio::time::sleep(Duration::from_millis(3)).await;
-            }
-            Ok(())
-        });
-        Ok(Writer { acknowledged, stop, task })
-    }
-
-    fn count(&self) -> usize {
-        self.acknowledged.lock().map(|rows| rows.len()).unwrap_or_default()
-    }
-
-    /// Waits until it has written more.
-    async fn wait_progress(&self) -> Result<()> {
-        let before = self.count();
-        let waited = wait_for("the writing client to go on", async || {
-            ensure!(!self.task.is_finished(), "it has ended");
-            Ok((self.count() >= before + 5).then_some(()))
-        });
-        waited.await
-    }
-
-    /// Ends it; every row that was acknowledged must be there.
-    async fn finish(self, db: &Database) -> Result<()> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.task.await??;
-        let there: Vec<i64> = db.query_as("SELECT n FROM written ORDER BY n", vec![]).await?;
-        let acknowledged = self.acknowledged.lock().map_err(|_| anyhow!("a test failed"))?;
-        ensure!(*acknowledged == there, "{} rows of {}", there.len(), acknowledged.len());
-        Ok(())
-    }
-}
+use fleet::{BEHIND, Builds, DATABASE, Fleet, OPEN, WORDS, Writer, seen, waits_for};
 
 // ---- the upgrade
 
@@ -316,7 +22,7 @@ async fn three_nodes_are_upgraded_one_at_a_time_while_a_client_writes() -> Resul
     let mut fleet = Fleet::old().await?;
     let new = fleet.new.clone();
     fleet.wait_all_online((2, 1)).await?;
-    let writer = Writer::start(fleet.database()?).await?;
+    let mut writer = Writer::start(fleet.database()?).await?;
     writer.wait_progress().await?;
 
     // Node 3 waits; the other two serve.
@@ -442,6 +148,11 @@ async fn a_dead_node_blocks_the_upgrade_until_it_is_removed() -> Result<()> {
     // All that live are upgraded.
     fleet.wait_gate(1, &waits_for(1)).await?;
     fleet.wait_gate(3, &waits_for(1)).await?;
+    // Nobody lets clients in; whoever leads is administered all the same.
+    let other = if fleet.cluster.wait_for_leader().await? == 1 { 3 } else { 1 };
+    let handed = fleet.cluster.quire(&["cluster", "transfer", &other.to_string()])?;
+    ensure!(handed.status.success(), "{handed:?}");
+    ensure!(fleet.cluster.wait_for_leader().await? == other);
     let removed = fleet.cluster.quire(&["cluster", "remove", "2"])?;
     ensure!(removed.status.success(), "{removed:?}");
     fleet.wait_open(&[1, 3]).await?;
@@ -666,7 +377,7 @@ async fn a_node_that_waits_does_not_keep_the_leadership() -> Result<()> {
     let new = fleet.new.clone();
     fleet.upgrade(3, &new)?;
     fleet.wait_gate(3, &waits_for(2)).await?;
-    let writer = Writer::start(fleet.database()?).await?;
+    let mut writer = Writer::start(fleet.database()?).await?;
     writer.wait_progress().await?;
     let leads = "this node leads";
     for _ in 0..3 {
