@@ -334,6 +334,30 @@ fn the_clock_of_what_is_remembered_never_goes_back() {
     assert_eq!(ats, [["50"], ["50"], ["60"]]);
 }
 
+/// A leader's clock was two hours ahead; another one, with the right time, took over. Every request
+/// that was sent to it for the first time seemed older than what had been forgotten, and was refused
+/// until the two hours were over.
+#[test]
+fn a_leader_whose_clock_is_behind_takes_new_requests() {
+    let (_replicas, writer) = replicas();
+    let retention = Retention { bytes_max: 2000, ..Retention::default() };
+    let at = |id: u8, second: u64| Request {
+        retention,
+        now: NOW + Duration::from_secs(second),
+        ..first(id)
+    };
+    let sql = "INSERT INTO t(b) VALUES(NULL)";
+    for id in 1..30 {
+        once(&writer, &at(id, 7200 + u64::from(id)), sql).unwrap();
+    }
+    once(&writer, &at(30, 0), sql).unwrap();
+    once(&writer, &at(31, 1), sql).unwrap();
+    assert_eq!(one(&writer, "SELECT count(*) FROM t"), "31");
+    // What was forgotten stays so.
+    let late = Request { age: Duration::from_secs(30), elsewhere: true, ..at(1, 2) };
+    assert_eq!(once(&writer, &late, sql).unwrap_err().code, Request::FORGOTTEN);
+}
+
 /// The table is the node's own, whatever a client's text tries.
 #[test]
 fn no_client_writes_the_table_of_requests() {

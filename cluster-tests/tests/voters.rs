@@ -104,6 +104,33 @@ async fn a_voter_that_lost_its_data_is_not_let_in_under_its_old_id() -> Result<(
     insert(&client, 2).await
 }
 
+/// Of a voter all but `node.toml` was deleted, so that it "fetches everything anew". It knew its
+/// cluster, was let in by everybody, acknowledged and voted a second time.
+#[tokio::test]
+async fn a_voter_of_which_its_name_alone_is_left_is_not_let_in() -> Result<()> {
+    let mut cluster = Cluster::start_with(automatic(3)).await?;
+    create(&cluster.client()?).await?;
+    cluster.kill_all()?;
+    let dir = cluster.dir(3).to_owned();
+    let identity = std::fs::read(dir.join("node.toml"))?;
+    std::fs::remove_dir_all(&dir)?;
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("node.toml"), identity)?;
+    cluster.restart(2)?;
+    cluster.restart(3)?;
+    let lost = "node 3 has voted in this cluster, and its data directory is empty";
+    wait_for("node 3 to refuse, or a leader", async || {
+        let refused = cluster.log(3).contains(lost);
+        Ok((refused || cluster.leader().await.is_some()).then_some(()))
+    })
+    .await?;
+    ensure!(cluster.leader().await.is_none(), "there is a leader without node 1");
+    cluster.restart(1)?;
+    insert(&patient(&cluster)?, 1).await?;
+    ensure!(!cluster.log(3).contains("the snapshot is installed"), "it was caught up");
+    Ok(())
+}
+
 // ---- a member that cannot be caught up
 
 /// A spare without room for the snapshot that it needs answers every heartbeat and never catches

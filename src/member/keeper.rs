@@ -38,6 +38,9 @@ const READY_SILENCE_MAX: Duration = Duration::from_secs(2);
 /// ... if it is not further behind than this many entries.
 const READY_LAG_MAX: u64 = 5000;
 
+/// One that did not catch up is not asked to again for this long.
+const STALLED_FOR: Duration = Duration::from_secs(60);
+
 /// How roles are kept.
 #[derive(Clone, Debug)]
 pub struct RoleOptions {
@@ -77,6 +80,8 @@ struct Memory {
     wanted: Option<((NodeId, Role), Duration)>,
     /// What went wrong last.
     said: Option<String>,
+    /// Members that did not catch up, and when that was seen: others come first for a while.
+    stalled: BTreeMap<NodeId, Duration>,
 }
 
 /// Starts the keeper.
@@ -121,7 +126,9 @@ impl Memory {
         if self.members.0 != members {
             self.members = (members, now);
         }
-        let known = member.survey(self.led_for(now)).await;
+        let mut known = member.survey(self.led_for(now)).await;
+        self.stalled.retain(|_, at| now.saturating_sub(*at) < STALLED_FOR);
+        known.iter_mut().for_each(|of| of.ready &= !self.stalled.contains_key(&of.id));
         let wanted = next_change(member.id, &known, member.options.roles.targets);
         self.note(wanted, now);
         let Some((id, role)) = wanted else { return member.keeper.forget(&known) };
@@ -153,7 +160,12 @@ impl Memory {
                 self.said = None;
                 tracing::info!(node = id, %role, "a member has another role now");
             }
-            Err(failure) => self.say(&failure),
+            Err(failure) => {
+                if let ChangeFailure::NotCaughtUp(id, _) = failure {
+                    self.stalled.insert(id, member.env.clock.monotonic());
+                }
+                self.say(&failure);
+            }
         }
     }
 
@@ -271,6 +283,11 @@ impl Member {
         match parting(leaver, &known) {
             Parting::Keeps => return Ok(()),
             Parting::HandsOver(heir) => {
+                let voters = known.iter().filter(|known| known.role == Role::Voter).count();
+                if voters.is_multiple_of(2) && leaver != self.id {
+                    // First: the others have a majority more easily without it, heir or not.
+                    self.core.assign(leaver, Role::Spare, Turn::Wait).await?;
+                }
                 self.core.assign(heir, Role::Voter, Turn::Wait).await?;
                 let what = "a member votes instead of one that stops";
                 tracing::info!(node = heir, instead_of = leaver, "{what}");
@@ -280,7 +297,8 @@ impl Member {
             }
         }
         // A leader is not demoted: it asks its successor for that.
-        if leaver == self.id {
+        let is_voter = self.core.view().members.iter().any(|of| of.id == leaver && of.votes());
+        if leaver == self.id || !is_voter {
             return Ok(());
         }
         self.core.assign(leaver, Role::Spare, Turn::Wait).await

@@ -259,7 +259,7 @@ impl Member {
 
     /// What a member says of itself; `None` where it does not answer.
     pub(super) async fn ask_fitness(&self, id: NodeId) -> (NodeId, Option<Description>) {
-        let members = self.leadership().members;
+        let members = self.core.view().members;
         let listed = members.into_iter().find(|member| member.id == id);
         let Some(MemberInfo { address, .. }) = listed else { return (id, None) };
         let asked = self.network.call(id, &address, CALL_DESCRIBE, Bytes::new(), ANSWER_MAX);
@@ -367,7 +367,11 @@ impl Member {
     }
 
     /// Answers a member that asks the leader to change it.
-    pub async fn answer_change(&self, from: NodeId, body: &[u8]) -> Result<Bytes, Refusal> {
+    pub async fn answer_change(
+        self: &Arc<Member>,
+        from: NodeId,
+        body: &[u8],
+    ) -> Result<Bytes, Refusal> {
         let mut reader = Reader::new(body);
         let malformed = |error: Malformed| Refusal(error.to_string());
         let (word, role) = (reader.u8().map_err(malformed)?, reader.u8().map_err(malformed)?);
@@ -375,7 +379,12 @@ impl Member {
         let done = match (word, role) {
             (REMOVE, _) => self.core.remove(from, Turn::Wait).await,
             (ASSIGN, Some(role)) => self.core.assign(from, role, Turn::Wait).await,
-            (STOPPING, _) => self.replace(from).await,
+            // To its end, also when the one that asks has gone by then.
+            (STOPPING, _) => {
+                let member = self.clone();
+                let replaced = tokio::spawn(async move { member.replace(from).await }).await;
+                replaced.unwrap_or(Err(ChangeFailure::LeadershipLost))
+            }
             _ => return Err(Refusal("an unknown change".to_owned())),
         };
         done.map(|()| Bytes::new()).map_err(|failure| Refusal(failure.to_string()))

@@ -153,7 +153,8 @@ impl Belonging {
             moved.map_err(|failure| failure.to_string())?;
             tracing::info!(address = self.address, "this node is listed at its new address");
         }
-        Ok(())
+        let kept = self.hooks.remember_joined().await;
+        kept.map_err(|error| format!("this node leads, but node.toml: {error}"))
     }
 
     /// Whom to ask, the best last.

@@ -243,6 +243,11 @@ impl PeerHooks for Hooks {
         }
     }
 
+    fn has_history(&self) -> bool {
+        let state = self.log.state();
+        state.vote.is_some() || state.last.is_some() || state.purged.is_some()
+    }
+
     fn join_cluster(&self, cluster: u64) -> io::Result<()> {
         self.change_stored(|stored| stored.in_cluster(cluster))
     }

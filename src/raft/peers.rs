@@ -22,8 +22,10 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use openraft::storage::RaftStateMachine;
 use parking_lot::Mutex;
 
-use super::connection::{Connection, Identity, NOT_LISTED, PeerStream, admit, read_hello};
-use super::frames::{Admission, Channel, Hello, kind};
+use super::connection::{
+    Connection, Identity, NOT_LISTED, PeerStream, admit, lost_its_data, read_hello,
+};
+use super::frames::{Admission, Channel, Hello, Standing, kind};
 use super::lease::LeaseGuard;
 use super::messages::{
     Refusal, Request, decode_append, decode_request, encode_answer, encode_appended,
@@ -135,6 +137,11 @@ pub trait PeerHooks: Send + Sync + 'static {
         let _ = from;
     }
 
+    /// Whether this node has a log or a vote. Must be cheap.
+    fn has_history(&self) -> bool {
+        true
+    }
+
     /// A member of `cluster` sends this node, which belongs to none yet, what it has: remember the
     /// cluster durably, or fail and stay outside. May block.
     fn join_cluster(&self, cluster: u64) -> io::Result<()>;
@@ -217,6 +224,10 @@ impl PeerHandler {
 
 async fn enter(handler: &PeerHandler, hello: &Hello) -> Result<Channel, String> {
     let channel = admit(&handler.identity, hello)?;
+    if hello.standing == Standing::Votes && !handler.hooks.has_history() {
+        // It knows its cluster, and no more: what it acknowledged and voted is lost.
+        return Err(lost_its_data(handler.identity.node()));
+    }
     if channel != Channel::Requests && handler.identity.cluster() == 0 {
         let (hooks, cluster) = (handler.hooks.clone(), hello.cluster);
         let joined = handler.executor.blocking(move || hooks.join_cluster(cluster)).await;
@@ -351,6 +362,9 @@ async fn answer(handler: &PeerHandler, from: NodeId, request: Request) -> Result
     }
     if handler.identity.cluster() == 0 {
         return Err(Refusal("this node belongs to no cluster yet".to_owned()));
+    }
+    if !handler.hooks.has_history() {
+        return Err(Refusal("this node has no log yet".to_owned()));
     }
     handler.lease.check().map_err(|guarded| Refusal(guarded.to_string()))?;
     let answer = match request {

@@ -250,13 +250,24 @@ impl Connection {
     fn check_not_forgotten(&self, request: &Request) -> Result<(), SqlError> {
         let Some((position, oldest)) = self.ours(FIRST, first)? else { return Ok(()) };
         let apart = Some(limits::REQUEST_CLOCKS_APART_MAX).filter(|_| request.elsewhere);
-        let begun = request.now.saturating_sub(request.age + apart.unwrap_or_default());
+        // By the clock that stamps the rows: it does not go back with that of a new leader.
+        let now = request.now.max(self.last_stamp()?);
+        let begun = now.saturating_sub(request.age + apart.unwrap_or_default());
         if position == 0 || millis(begun) > oldest {
             return Ok(());
         }
         let text = "this request is older than what is remembered: whether it was executed is not \
                     known, and it was not executed now";
         Err(SqlError::new(Request::FORGOTTEN, text))
+    }
+
+    /// When the last request was remembered.
+    fn last_stamp(&self) -> Result<Duration, SqlError> {
+        let at = self.ours(LAST, |statement| {
+            let mut rows = statement.query([])?;
+            rows.next()?.map(|row| row.get::<_, i64>(1)).transpose()
+        })?;
+        Ok(Duration::from_millis(u64::try_from(at.unwrap_or(0)).unwrap_or(0)))
     }
 
     /// Remembers, within the open transaction, what `request` came to, and forgets the oldest.
