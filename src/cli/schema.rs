@@ -118,16 +118,16 @@ async fn check(dir: &Path) -> Result<()> {
 }
 
 fn new(dir: &Path, name: &str) -> Result<()> {
+    let words: String =
+        name.trim().chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
+    if !words.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) || words.is_empty() {
+        bail!("{name}: an update's name has letters, digits, _ - and . only");
+    }
     if !dir.exists() {
         std::fs::create_dir_all(dir).with_context(|| format!("{}", dir.display()))?;
     }
     let next = Module::read(MODULE, dir)?.len() + 1;
-    let words: String =
-        name.trim().chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
     let file = format!("{next:04}_{words}.sql");
-    if !words.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) || words.is_empty() {
-        bail!("{name}: an update's name has letters, digits, _ - and . only");
-    }
     let path = dir.join(file);
     let opened = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
     let mut opened = opened.with_context(|| format!("{}", path.display()))?;
