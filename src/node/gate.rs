@@ -48,6 +48,10 @@ const HEARTBEAT_EVERY: Duration = Duration::from_secs(4);
 /// A member that was silent for longer gets no heartbeat.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 
+/// Nobody counts as offline sooner, whatever the table `config` says: this long the heartbeat of a
+/// node that lives may take to be renewed, also where another leader comes in between.
+const OFFLINE_MIN: Duration = Duration::from_secs(10);
+
 /// The replica's table of nodes is looked at no more often than this ...
 const LOOK_MIN: Duration = Duration::from_millis(250);
 
@@ -178,6 +182,7 @@ impl NodeGate {
             client: self.client.clone(),
             database: self.database.clone(),
             clock: self.member.env().clock.clone(),
+            offline_min: OFFLINE_MIN,
         })
     }
 

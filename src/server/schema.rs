@@ -29,6 +29,8 @@ pub struct SchemaDesk {
     pub database: String,
     /// Tells the time since the last heartbeats.
     pub clock: Arc<dyn Clock>,
+    /// How long a node is silent at least before it counts as offline.
+    pub offline_min: Duration,
 }
 
 impl SchemaDesk {
@@ -59,7 +61,7 @@ impl SchemaDesk {
         let mut tx = begun.map_err(|error| Error::Database(error.into()))?;
         let all = nodes::all(&mut tx).await?;
         let pending = nodes::pending(&mut tx).await?;
-        let threshold = nodes::offline_threshold(&mut tx).await?;
+        let threshold = nodes::offline_threshold(&mut tx).await?.max(self.offline_min);
         let now = i64::try_from(self.clock.unix().as_secs()).unwrap_or(i64::MAX);
         let statuses = NodeStatus::of(&all, now, threshold);
         let told = all.into_iter().zip(statuses).map(|(node, status)| {
