@@ -534,7 +534,7 @@ fn all_threads_stopped(pid: u32) -> Result<bool> {
 /// Runs a `quire` command with these servers, and returns what it printed.
 pub fn quire_on(servers: &str, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(program()?);
-    let names = if arguments.first() == Some(&"cluster") { 2 } else { 1 };
+    let names = if matches!(arguments.first(), Some(&("cluster" | "schema"))) { 2 } else { 1 };
     let (names, rest) = arguments.split_at_checked(names).context("no command")?;
     command.args(names).args(["--server", servers]).args(rest);
     Ok(command.stdin(Stdio::null()).output()?)

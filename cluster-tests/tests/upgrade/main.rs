@@ -2,6 +2,7 @@
 //! after the other and started again with the next one.
 
 mod fleet;
+mod tools;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
