@@ -3,6 +3,7 @@
 
 mod fleet;
 mod tools;
+mod waiting;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
