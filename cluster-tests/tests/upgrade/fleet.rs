@@ -87,9 +87,14 @@ pub fn seen(id: u64, status: &str, level: (u64, u64)) -> Seen {
 impl Fleet {
     /// Three nodes at the old level that let clients in; node 1 leads.
     pub async fn old() -> Result<Fleet> {
+        Fleet::old_with(Options::new(3)).await
+    }
+
+    /// The same with options.
+    pub async fn old_with(options: Options) -> Result<Fleet> {
         let builds = Builds::new()?;
         let (old, new) = (builds.old()?, builds.new_words()?);
-        let options = Options::new(3).set("schema.dir", &old.display().to_string());
+        let options = options.set("schema.dir", &old.display().to_string());
         let cluster = Cluster::start_with(options).await?;
         let fleet = Fleet { cluster, builds, old, new };
         fleet.wait_open(&[1, 2, 3]).await?;

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
-use cluster_tests::{Cluster, PATIENCE, wait_for};
+use anyhow::{Context, Result, bail, ensure};
+use cluster_tests::{Cluster, Options, PATIENCE, wait_for};
 use quire::driver::{ReadLevel, Value};
 use tokio::task::JoinHandle;
 
-use crate::fleet::{DATABASE, Fleet, seen, waits_for};
+use crate::fleet::{DATABASE, Fleet, OPEN, seen, waits_for};
 
 /// A node that waits looks all the same after 30 s: who goes on within this was woken.
 const WAKE_MAX: Duration = Duration::from_secs(10);
@@ -101,4 +101,139 @@ async fn replaced_at_its_address(fleet: &mut Fleet, build: &Path) -> Result<()> 
     fleet.wait_seen(&[1, 2, node].map(|id| seen(id, online, (3, 2)))).await?;
     ensure!(fleet.cluster.running() == [1, 2, id]);
     Ok(())
+}
+
+// ---- what is in the way
+
+/// Two voters have no room: nothing can be written, not even a level. The node that was upgraded
+/// last goes on trying, the one that waits goes on waiting, and when there is room they go on by
+/// themselves. Then the one that was not upgraded, the leader, is removed while it runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for_and_the_old_leader_is_removed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("quire.toml");
+    let budget =
+        |size: &str| std::fs::write(&file, format!("[limits]\ndisk_budget = \"{size}\"\n"));
+    budget("400 MiB")?;
+    let mut fleet = Fleet::old_with(Options::new(3).config(&file)).await?;
+    let new = fleet.new.clone();
+    fleet.upgrade(3, &new)?;
+    fleet.wait_gate(3, &waits_for(2)).await?;
+
+    budget("1 MiB")?;
+    for id in [1, 3] {
+        fleet.cluster.reload(id)?;
+    }
+    let db = fleet.database()?;
+    wait_for("writes to be refused", async || {
+        let written = db.execute("DELETE FROM config", vec![]).await;
+        Ok(written.err().filter(|error| error.to_string().contains("full")))
+    })
+    .await?;
+    let room = "limits.disk_budget=400MiB";
+    fleet.cluster.flag(2, &["--set", room]);
+    fleet.upgrade(2, &new)?;
+    let not_yet = "the gate is not open; it will be tried again";
+    wait_for("node 2 to find no room for its level", async || {
+        let life = fleet.last_life(2);
+        let said = life.lines().find(|line| line.contains(not_yet));
+        Ok(said.filter(|line| line.contains("full")).map(drop))
+    })
+    .await?;
+    fleet.wait_gate(3, &waits_for(2)).await?;
+    let pids = [1, 2, 3].map(|id| fleet.cluster.pid(id));
+    budget("400 MiB")?;
+    for id in [1, 3] {
+        fleet.cluster.reload(id)?;
+    }
+    for id in [2, 3] {
+        fleet.wait_gate(id, &waits_for(1)).await?;
+    }
+
+    // Should another have come to lead, it does not stay so: it waits.
+    wait_for(
+        "node 1 to lead",
+        async || Ok((fleet.cluster.leader().await == Some(1)).then_some(())),
+    )
+    .await?;
+    let removed = fleet.cluster.quire(&["cluster", "remove", "1"])?;
+    ensure!(removed.status.success(), "{removed:?}");
+    for id in [2, 3] {
+        fleet.wait_gate(id, OPEN).await?;
+    }
+    let db = fleet.at(2)?.database(DATABASE);
+    let ids: Vec<u64> = db.query_as("SELECT id FROM nodes ORDER BY id", vec![]).await?;
+    assert_eq!(ids, [2, 3]);
+    let words: Vec<String> = db.query_as("SELECT word FROM words", vec![]).await?;
+    assert_eq!(words, ["first"]);
+    // Nobody has ended.
+    ensure!(pids == [1, 2, 3].map(|id| fleet.cluster.pid(id)), "a node was started again");
+    for id in [1, 2, 3] {
+        fleet
+            .cluster
+            .memory_bytes(id, "RssAnon")
+            .with_context(|| format!("node {id} has ended"))?;
+    }
+    Ok(())
+}
+
+// ---- a slow update
+
+/// How many rounds of counting take SQLite about this long here.
+fn rounds(time: Duration) -> Result<u64> {
+    const SAMPLE: u64 = 2_000_000;
+    let sqlite = rusqlite::Connection::open_in_memory()?;
+    let mut fastest = Duration::MAX;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let _: i64 = sqlite.query_row(&count(SAMPLE), [], |row| row.get(0))?;
+        fastest = fastest.min(begun.elapsed());
+    }
+    let times = time.as_micros() / fastest.as_micros().max(1);
+    Ok(SAMPLE * u64::try_from(times)?.max(1))
+}
+
+fn count(rounds: u64) -> String {
+    format!(
+        "WITH RECURSIVE c(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM c LIMIT {rounds}) \
+         SELECT sum(n % 7) FROM c"
+    )
+}
+
+/// One statement takes longer than any other call of the driver may: it runs once, and the cluster
+/// goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_update_runs_once() -> Result<()> {
+    let call = quire::driver::Options::default().call_timeout;
+    let mut fleet = Fleet::old().await?;
+    let slow = count(rounds(call + call / 5)?);
+    let update = format!(
+        "CREATE TABLE words(n INTEGER PRIMARY KEY, word TEXT NOT NULL);\n\
+         CREATE TABLE counted(n INTEGER);\nINSERT INTO counted {slow};\n\
+         INSERT INTO words(word) VALUES ('first');\n"
+    );
+    let build =
+        fleet.builds.make("slow", &["base", "words"], &[("0001_words.sql", update.as_str())])?;
+    for id in [3, 2] {
+        fleet.upgrade(id, &build)?;
+        fleet.wait_gate(id, &waits_for(id - 1)).await?;
+    }
+    fleet.upgrade(1, &build)?;
+    let applied = "an update is applied";
+    wait_for("the update to begin", async || {
+        Ok(fleet.last_life(1).contains(applied).then_some(()))
+    })
+    .await?;
+    let begun = Instant::now();
+    fleet.wait_open(&[1, 2, 3]).await?;
+    println!("the update took {:?}, a call may take {call:?}", begun.elapsed());
+    let tries: usize = (1..=3).map(|id| fleet.last_life(id).matches(applied).count()).sum();
+    ensure!(tries == 1, "it was tried {tries} times");
+    fleet.wait_all_online((3, 2)).await?;
+    assert_eq!(fleet.words().await?, ["first"]);
+    let counted: Vec<u64> =
+        fleet.database()?.query_as("SELECT count(*) FROM counted", vec![]).await?;
+    assert_eq!(counted, [1]);
+    fleet.database()?.execute("INSERT INTO words(word) VALUES ('second')", vec![]).await?;
+    fleet.check_migrated(&[2, 3]).await
 }
