@@ -57,6 +57,10 @@ async fn nodes_that_wait_are_woken_and_a_node_is_replaced_at_its_address() -> Re
         fleet.upgrade(id, &new)?;
         fleet.wait_gate(id, &waits_for(id - 1)).await?;
     }
+    // Node 1 leads all the while, so that only the changed row can have woken node 3.
+    let published = Instant::now();
+    fleet.wait_gate(3, &waits_for(1)).await?;
+    ensure!(published.elapsed() < WAKE_MAX, "node 3 was not woken by node 2's new level");
     fleet.cluster.stop(1)?;
     fleet.install(1, &new);
     let mut reads = Vec::new();
