@@ -51,6 +51,9 @@ const ANSWER_MAX: Duration = Duration::from_millis(500);
 /// A node is asked again after this time whether it leads yet.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// A leader that does not take changes yet is asked again after this time.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
+
 /// Members that may not lead yet are asked again after this time.
 const FITNESS_PAUSE: Duration = Duration::from_millis(100);
 
@@ -312,7 +315,7 @@ impl Member {
         match self.network.call(id, &address, CALL_CHANGE, body, limit).await {
             Ok(_) => Ok(()),
             Err(CallError::Unreachable(_)) => Err(ChangeFailure::NotLeader),
-            Err(CallError::Refused(why)) => Err(ChangeFailure::Refused(why)),
+            Err(CallError::Refused(why)) => Err(ChangeFailure::told(why)),
             Err(CallError::Lost | CallError::Late) => Err(ChangeFailure::LeadershipLost),
         }
     }
@@ -361,8 +364,20 @@ impl Member {
         if !heirs && !voters.is_multiple_of(2) {
             return;
         }
-        if let Err(failure) = self.ask_leader(STOPPING, Role::Spare, limit).await {
-            tracing::info!(why = %failure, "this member's role was not handed over");
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.ask_leader(STOPPING, Role::Spare, left).await {
+                Ok(()) => return,
+                // It was handed leadership a moment ago, and does not take changes yet.
+                Err(failure) if failure.passes() && Instant::now() + ASK_PAUSE < deadline => {
+                    tokio::time::sleep(ASK_PAUSE).await;
+                }
+                Err(failure) => {
+                    tracing::info!(why = %failure, "this member's role was not handed over");
+                    return;
+                }
+            }
         }
     }
 

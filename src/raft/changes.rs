@@ -87,6 +87,19 @@ pub enum ChangeFailure {
 }
 
 impl ChangeFailure {
+    /// What the leader refused with.
+    pub fn told(why: String) -> ChangeFailure {
+        let passing =
+            [ChangeFailure::NotLeader, ChangeFailure::LeadershipLost, ChangeFailure::InProgress];
+        let known = passing.into_iter().find(|failure| failure.to_string() == why);
+        known.unwrap_or(ChangeFailure::Refused(why))
+    }
+
+    /// Whether the same may be done a moment later.
+    pub fn passes(&self) -> bool {
+        self.fate() != Fate::Reject
+    }
+
     /// What to do about it.
     pub fn fate(&self) -> Fate {
         match self {
