@@ -143,3 +143,34 @@ async fn nodes_do_not_outlive_a_killed_up() -> Result<()> {
     let mut next = Up::start(temp.path(), &[])?;
     next.wait_until_printed("leader  127.0.0.1:").await
 }
+
+/// The directory of node 1 was lost, and `up` started it with `--bootstrap`, as always: it founded a
+/// second cluster, at an address of the first one.
+#[tokio::test]
+async fn a_first_node_without_its_data_founds_no_second_cluster() -> Result<()> {
+    let temp = tempfile::tempdir()?;
+    let dir = temp.path();
+    let port = three_ports()?;
+    let mut up = Up::start(dir, &["--port", &port.to_string()])?;
+    up.wait_until_printed("Ctrl-C stops the cluster").await?;
+    wait_for("three members", async || {
+        let founded = (1..=3).all(|id| {
+            let path = dir.join(format!("quire-data/{id}/node.toml"));
+            std::fs::read_to_string(path).is_ok_and(|identity| identity.contains("joined = true"))
+        });
+        Ok(founded.then_some(()))
+    })
+    .await?;
+    up.signal(Signal::TERM)?;
+    wait_for("up to stop", async || Ok(up.child.try_wait()?)).await?;
+    std::fs::remove_dir_all(dir.join("quire-data/1"))?;
+    let _next = Up::start(dir, &[])?;
+    let first = format!("127.0.0.1:{port}");
+    wait_for("node 1 to be refused", async || {
+        assert_ne!(leader_known_to(&first).await.as_ref(), Some(&first));
+        let log = std::fs::read_to_string(dir.join("quire-data/1/node.log")).unwrap_or_default();
+        let lost = "node 1 has voted in this cluster, and its data directory is empty";
+        Ok(log.contains(lost).then_some(()))
+    })
+    .await
+}

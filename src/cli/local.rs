@@ -198,7 +198,7 @@ impl NodePlan {
         let mut command = Command::new(program);
         command.arg("serve").arg("--parent-pipe").arg("--dir").arg(&self.dir);
         command.args(["--id", &self.id.to_string(), "--address", &self.address]);
-        if self.id == 1 {
+        if self.founds() {
             command.arg("--bootstrap");
         } else {
             command.args(["--join", &self.others.join(",")]);
@@ -211,6 +211,20 @@ impl NodePlan {
         // A Ctrl-C on the terminal is for this process alone, which then stops its nodes.
         command.process_group(0).kill_on_drop(true);
         command.spawn().with_context(|| format!("cannot start node {}", self.id))
+    }
+
+    /// Whether this node founds the cluster: the first one, unless its directory is gone and others
+    /// are of a cluster already. It would found a second one, at an address of the first.
+    fn founds(&self) -> bool {
+        let of_a_cluster = |dir: &Path| {
+            std::fs::read_to_string(dir.join("node.toml"))
+                .is_ok_and(|identity| identity.lines().any(|line| line.starts_with("cluster =")))
+        };
+        let beside = self.dir.parent().and_then(|all| std::fs::read_dir(all).ok());
+        let mut beside = beside.into_iter().flatten().flatten().map(|entry| entry.path());
+        self.id == 1
+            && (self.dir.join("node.toml").exists()
+                || !beside.any(|dir| dir != self.dir && of_a_cluster(&dir)))
     }
 
     /// The last line of the log, for a message.

@@ -426,6 +426,33 @@ async fn modules() {
     assert!(error.contains("do not agree"), "{error}");
 }
 
+/// Two modules that stand anywhere and grow in any way: twelve upgrades, each of which applies what
+/// is missing of each, once, and counts it there.
+#[tokio::test]
+async fn modules_that_grow() {
+    let of = |(a, b)| Schema::of([module("a", a), module("b", b)]).unwrap();
+    for start in [(1, 0), (1, 1), (2, 1), (1, 2)] {
+        for (more_a, more_b) in [(0, 1), (1, 0), (1, 1)] {
+            let end = (start.0 + more_a, start.1 + more_b);
+            let database = local();
+            of(start).ensure(&database).await.unwrap();
+            assert_eq!(of(end).ensure(&database).await, Ok(start.0 + start.1), "{start:?}");
+            let all: Vec<String> = (1..=end.0 + end.1).map(|n| n.to_string()).collect();
+            assert_eq!(versions(&database).await, all, "{start:?} to {end:?}");
+            let sql = "SELECT * FROM schema_modules WHERE version > 0 ORDER BY module";
+            let mut parts = vec![format!("a|{}", end.0)];
+            parts.extend((end.1 > 0).then(|| format!("b|{}", end.1)));
+            assert_eq!(select(&database, sql).await, parts, "{start:?} to {end:?}");
+            for (name, count) in [("a", end.0), ("b", end.1)] {
+                for version in 1..=count {
+                    let sql = format!("SELECT count(*) FROM {name}_{version}");
+                    assert_eq!(select(&database, &sql).await, ["1"], "{name}_{version}, once");
+                }
+            }
+        }
+    }
+}
+
 /// docs/format.md draws the tables of the engine and the gate.
 #[tokio::test]
 async fn the_drawn_tables_are_the_codes() {

@@ -63,7 +63,7 @@
 //! | Test_waitUpgradeSchema, 20 rows | `tables::wait_upgrade_schema` |
 //! | Test_waitUpgradeAPI, 7 rows | `tables::wait_upgrade_api` |
 //! | Test_waitUpgradeSchemaAndAPI, 4 rows | `tables::wait_upgrade_schema_and_api` |
-//! | Test_updateFromV1, Test_updateFromV1ClusterMembers | `engine::modules`, `real::side_rows`: a database of before there were modules |
+//! | Test_updateFromV1, twelve; Test_updateFromV1ClusterMembers | `engine::modules_that_grow`; `engine::modules`, `real::side_rows`: a database of before there were modules |
 //! | extensions: names, registry, same version, 10,000 | `tables::names_of_extensions`, `tables::a_registry_of_extensions` |
 //! | extensions: JSON, DB value | `real::side_rows` |
 //! | **additions** | |
