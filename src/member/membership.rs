@@ -224,8 +224,9 @@ impl Member {
     }
 
     /// The first of `candidates` that says that it may lead, and lets clients in if one of them does;
-    /// where there is none, why not. Asked to lead, one that may not does nothing, and nobody led until the next election. One that answers
-    /// is asked again until `limit` has passed: it may have started a moment ago.
+    /// where there is none, why not. Asked to lead, one that may not does nothing, and nobody led
+    /// until the next election. One that answers is asked again until `limit` has passed: it may have
+    /// started a moment ago.
     pub(super) async fn heir(
         &self,
         candidates: &[NodeId],

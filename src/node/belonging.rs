@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::base::{Env, NodeId};
+use crate::base::{Env, NodeId, limits};
 use crate::log::Log;
 use crate::member::Member;
 use crate::member::membership::{Admission, Past};
@@ -26,14 +26,8 @@ use super::calls::{self, Hooks, Joined};
 use super::config::Config;
 use super::{NodeError, failed};
 
-/// Pauses between attempts to be listed.
-const PAUSE: Duration = Duration::from_millis(200);
-
 /// A member that is listed asks again after this time whether it still is.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// One attempt takes at most this long: other changes of the membership may be before it.
-const ATTEMPT_MAX: Duration = Duration::from_secs(60);
 
 /// Founds a cluster, where that was asked for and the node belongs to none.
 pub async fn found(
@@ -90,7 +84,7 @@ impl Belonging {
                         }
                         said = what;
                     }
-                    if self.member.is_removed() { LOOK } else { PAUSE }
+                    if self.member.is_removed() { LOOK } else { limits::JOIN_PAUSE }
                 }
             };
             tokio::select! {
@@ -110,7 +104,8 @@ impl Belonging {
         let mut redirects = ask.len();
         while let Some(next) = ask.pop() {
             let body = calls::encode_join(self.id, self.past(), &self.address);
-            let answer = self.network.call_address(0, &next, calls::JOIN, body, ATTEMPT_MAX).await;
+            let answer =
+                self.network.call_address(0, &next, calls::JOIN, body, limits::JOIN_TIMEOUT).await;
             what = match answer.as_deref().map(calls::decode_joined) {
                 Ok(Ok(Joined::AskLeader(leader))) if leader != next && redirects > 0 => {
                     redirects -= 1;

@@ -342,7 +342,7 @@ impl NodeGate {
             let applied = self.member.catalog().by_name(&name);
             let seen = applied.as_ref().map(|store| (store.applied().version, store.epoch()));
             if let Some(found) = self.nodes_here().await
-                && last != Some(&found).cloned()
+                && last.as_ref() != Some(&found)
             {
                 last = Some(found);
                 self.signal.notify();
