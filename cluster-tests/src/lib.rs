@@ -10,6 +10,7 @@
 //! *Invariant*: only processes started here get signals, each by its own id, and all are gone
 //! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
 
+pub mod check;
 pub mod raw;
 
 use std::fs::{File, OpenOptions};

@@ -10,6 +10,7 @@ pub mod address;
 pub mod exec;
 pub mod ids;
 pub mod limits;
+pub mod planted;
 pub mod quorum;
 
 use std::sync::Arc;
