@@ -76,3 +76,27 @@ fn what_has_one_address_only() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// A run of a simulation follows from its seed: nothing that the runtime draws for itself, and no
+/// order that differs from process to process, decides what a node does.
+#[test]
+fn what_a_simulation_could_not_repeat() {
+    let mut wrong = Vec::new();
+    for (path, module, text) in modules() {
+        let inside = path.display().to_string();
+        if module == "cli" || inside.contains("/tests/") {
+            continue;
+        }
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for pair in lines.windows(2) {
+            if pair[0].ends_with("select! {") && pair[1] != "biased;" {
+                wrong.push(format!("{inside}: a select that is not biased"));
+            }
+        }
+        let ordered = ["raft", "member", "node"].contains(&module.as_str());
+        if ordered && (text.contains("HashMap<") || text.contains("HashSet<")) {
+            wrong.push(format!("{inside}: a map or set without an order"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -162,6 +162,7 @@ pub(super) async fn pause(
     let next_look = async {
         sleeper.sleep(PAUSE_MIN).await;
         tokio::select! {
+            biased;
             () = watch.changed(seen) => {}
             () = sleeper.sleep(options.recheck() - PAUSE_MIN) => {}
         }

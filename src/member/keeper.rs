@@ -95,6 +95,7 @@ pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
             let soon = !member.keeper.joined.lock().is_empty();
             let pause = if soon { LOOK_AT_JOINED } else { LOOK };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(pause) => {}
                 () = member.keeper.wake.notified() => {}
             }

@@ -45,6 +45,7 @@ pub fn spawn(member: &Arc<Member>) -> JoinHandle<()> {
                 continue;
             }
             tokio::select! {
+                biased;
                 alive = core.changed() => if !alive {
                     return member.end(&core.view());
                 },

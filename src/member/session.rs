@@ -631,6 +631,7 @@ impl Session {
             let oldest = store.applied().version + 1;
             let waiting = store.wait_applied(oldest, store.epoch());
             tokio::select! {
+                biased;
                 _ = waiting.resolved() => {}
                 () = cancel.cancelled() => return Err(Failure::Interrupted),
                 () = tokio::time::sleep(self.busy_timeout) => return Err(Failure::Busy),

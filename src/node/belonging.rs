@@ -88,8 +88,9 @@ impl Belonging {
                 }
             };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 _ = stopping.wait_for(|stopping| *stopping) => return,
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }

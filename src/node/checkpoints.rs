@@ -35,8 +35,9 @@ pub async fn keep(
     let (mut failed, mut rested) = (false, true);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            biased;
             _ = stopping.wait_for(|stop| *stop) => return,
+            () = tokio::time::sleep(LOOK) => {}
         }
         let applied = member.catalog().applied().last;
         let now = member.env().clock.monotonic();

@@ -220,6 +220,7 @@ impl NodeGate {
             self.wait_for_leader().await;
             let leader = self.member.leadership().leader;
             tokio::select! {
+                biased;
                 passed = self.try_to_pass() => break passed,
                 // A statement on a leader that only stands still would be waited for.
                 () = self.wait_for_other_leader(leader) => {}

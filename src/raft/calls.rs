@@ -8,7 +8,7 @@
 //! *Invariant*: each request gets one answer or one error, and after an error other than
 //! `Unreachable` or `Refused` the peer may or may not have acted on it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,7 +124,7 @@ fn fail(error: &ConnectError, first: Asked, questions: &mut mpsc::Receiver<Asked
 
 /// Asks over a connection until it breaks or nobody can ask any more.
 async fn ask(connection: Connection, first: Asked, questions: &mut mpsc::Receiver<Asked>) {
-    let mut waiting = HashMap::new();
+    let mut waiting = BTreeMap::new();
     if let Err(error) = exchange(connection, first, questions, &mut waiting).await {
         tracing::debug!(%error, "request connection to a peer ended");
     }
@@ -138,7 +138,7 @@ async fn exchange(
     mut connection: Connection,
     first: Asked,
     questions: &mut mpsc::Receiver<Asked>,
-    waiting: &mut HashMap<u64, Waiting>,
+    waiting: &mut BTreeMap<u64, Waiting>,
 ) -> io::Result<()> {
     let mut next_id = 0;
     let mut heard = Instant::now();

@@ -323,6 +323,7 @@ impl Core {
         let term = self.leading()?;
         let changing = self.raft.change_membership(change, retain);
         let changed = tokio::select! {
+            biased;
             changed = changing => changed,
             () = self.deposed(term) => return Err(ChangeFailure::LeadershipLost),
             () = tokio::time::sleep(COMMIT_MAX) => return Err(ChangeFailure::LeadershipLost),

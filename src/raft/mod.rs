@@ -41,6 +41,7 @@ pub mod membership;
 pub mod messages;
 pub mod network;
 pub mod peers;
+pub mod runtime;
 pub mod snapshot;
 pub mod transfer;
 pub mod types;

@@ -8,7 +8,7 @@
 //!
 //! *Invariant*: no vote is asked for while a lease that this node forgot may be outstanding.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,7 +56,7 @@ struct Shared {
     identity: Arc<Identity>,
     lease: Arc<LeaseGuard>,
     executor: Executor,
-    peers: Mutex<HashMap<NodeId, Known>>,
+    peers: Mutex<BTreeMap<NodeId, Known>>,
 }
 
 /// What is kept of a peer while openraft's clients come and go.
@@ -78,7 +78,7 @@ impl Network {
         lease: Arc<LeaseGuard>,
         executor: Executor,
     ) -> Network {
-        let peers = Mutex::new(HashMap::new());
+        let peers = Mutex::new(BTreeMap::new());
         Network { shared: Arc::new(Shared { dialer, identity, lease, executor, peers }) }
     }
 
@@ -307,6 +307,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, Failure> {
         tokio::select! {
+            biased;
             sent = self.send_snapshot(vote, snapshot) => sent,
             closed = cancel => Err(closed.into()),
         }

@@ -487,6 +487,7 @@ async fn alive<T>(
     let mut signs = tokio::time::interval(limits::SNAPSHOT_SILENCE_MAX / 10);
     loop {
         tokio::select! {
+            biased;
             result = work.as_mut() => return result,
             _ = signs.tick() => {
                 put(connection, FrameBuilder::new(kind::ALIVE, 0).finish()).await?;

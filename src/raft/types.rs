@@ -88,6 +88,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Peer,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 /// How a watched state is looked at (`borrow_watched`) and waited for (`changed`).

@@ -114,9 +114,10 @@ async fn converse(
                 return Ok(());
             }
             tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 read = socket.read_more() => read?,
                 () = sleep_until_some(idle_until) => {}
-                _ = stopping.wait_for(|stop| *stop) => return Ok(()),
             }
             continue;
         };

@@ -143,8 +143,9 @@ pub async fn serve(mut listener: Listener, doors: Doors, mut stopping: watch::Re
     let room = Arc::new(Semaphore::new(doors.connections_max));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            biased;
             _ = stopping.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok(stream) => {
