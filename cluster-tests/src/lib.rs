@@ -12,6 +12,7 @@
 
 pub mod check;
 pub mod raw;
+pub mod sim;
 
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
@@ -601,7 +602,7 @@ fn find_program() -> Result<PathBuf> {
     let profile = if profile == "debug" { "dev" } else { profile };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "quire", "--bin", "quire", "--profile", profile])
+        .args(["build", "--quiet", "--workspace", "--bin", "quire", "--profile", profile])
         .arg("--target-dir")
         .arg(target)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -1,0 +1,92 @@
+//! The schema gate never lets a node serve outside of its level: where a node lets clients in, the
+//! database on it has the schema that its program was built for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quire::base::DatabaseName;
+use quire::disk::FakeDisk;
+use quire::member::Member;
+use quire::sqlite::{
+    Cancel, Columns, Connection, ConnectionOptions, RowSink, SqlError, Surplus, TempSpace, ValueRef,
+    View,
+};
+
+use super::{Invariant, Look};
+use crate::check::Violation;
+
+/// How often it looks: it runs SQL.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// When it looks next.
+#[derive(Default)]
+pub struct Gate(Duration);
+
+impl Invariant for Gate {
+    fn name(&self) -> &'static str {
+        "a node that lets clients in has its schema"
+    }
+
+    fn look(&mut self, look: &Look<'_>) -> Result<(), Violation> {
+        if look.now < self.0 {
+            return Ok(());
+        }
+        self.0 = look.now + LOOK_EVERY;
+        for place in look.places {
+            let (Some(member), Some(built_for)) = (place.member(), place.schema()) else {
+                continue;
+            };
+            if !member.lets_in() {
+                continue;
+            }
+            let version = version(&member).map_err(Violation)?;
+            if version != Some(built_for) {
+                let node = member.id();
+                return Err(Violation(format!(
+                    "node {node} was built for schema {built_for} and lets clients in; its \
+                     database has {version:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The version of the schema as this member has applied it.
+fn version(member: &Member) -> Result<Option<u64>, String> {
+    let name = DatabaseName::new("main").map_err(|error| error.to_string())?;
+    let Some(store) = member.catalog().by_name(&name) else { return Ok(None) };
+    let options = ConnectionOptions {
+        view: View::Applied,
+        shared: false,
+        transaction_bytes_max: 0,
+        cache_kib: 100,
+        space: TempSpace::new(Arc::new(FakeDisk::unrecorded()), 1 << 20),
+        time_limit: None,
+    };
+    let mut found = Found(None);
+    let connection = Connection::open(store, &options).map_err(|error| error.to_string())?;
+    let sql = "SELECT max(version) FROM schema";
+    match connection.run(sql, &[], Surplus::Refused, &Cancel::default(), &mut found) {
+        Ok(_) => Ok(found.0),
+        // Nobody has made the table yet.
+        Err(error) if error.to_string().starts_with("no such table") => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The integer of the one row.
+struct Found(Option<u64>);
+
+impl RowSink for Found {
+    fn columns(&mut self, _: Columns<'_>) -> Result<(), SqlError> {
+        Ok(())
+    }
+
+    fn row(&mut self, values: &[ValueRef<'_>]) -> Result<(), SqlError> {
+        if let [ValueRef::Integer(version)] = values {
+            self.0 = u64::try_from(*version).ok();
+        }
+        Ok(())
+    }
+}
