@@ -109,10 +109,14 @@ impl Front {
         }
     }
 
+    /// Why no more calls are taken, if none are.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.failed.clone().or_else(|| self.stopped.then(Ended::stopped))
+    }
+
     /// Takes a call in, if it makes sense; otherwise gives `done` back with the reason.
     pub(super) fn call(&mut self, ask: Ask, done: Done) -> Result<(), (Done, io::Error)> {
-        let stopped = self.stopped.then(Ended::stopped);
-        if let Some(ended) = self.failed.as_ref().or(stopped.as_ref()) {
+        if let Some(ended) = self.ended() {
             return Err((done, ended.error()));
         }
         if let Err(refusal) = self.check(&ask) {

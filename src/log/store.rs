@@ -98,6 +98,11 @@ impl Log {
         self.inner.front.lock().state
     }
 
+    /// The error that every call meets, where the log takes no more of them.
+    pub fn ended(&self) -> Option<io::Error> {
+        self.inner.front.lock().ended().map(|ended| ended.error())
+    }
+
     /// Appends entries, whose indices must go on from the last one. They can be read as soon as
     /// this returns; `done` is called when they, and everything called before, are durable.
     pub fn append(&self, entries: Vec<Entry>, done: Done) {

@@ -66,11 +66,7 @@ impl LogStore {
             Bound::Excluded(index) => index.saturating_add(1),
             Bound::Unbounded => 0,
         };
-        let to = match range.end_bound() {
-            Bound::Included(index) => index.saturating_add(1),
-            Bound::Excluded(index) => *index,
-            Bound::Unbounded => u64::MAX,
-        };
+        let to = end_of(range);
         let first = match state.purged {
             Some(purged) => purged.index + 1,
             // A cluster's log begins at 0; one that was filled otherwise (the storage test-suite
@@ -97,6 +93,15 @@ impl LogStore {
             Some(vote) if vote.committed && vote.leader_id == *leader => Ok(()),
             vote => Err(LeaderChanged::new(*leader, vote)),
         }
+    }
+}
+
+/// The index after the last of a range.
+fn end_of(range: &impl RangeBounds<u64>) -> u64 {
+    match range.end_bound() {
+        Bound::Included(index) => index.saturating_add(1),
+        Bound::Excluded(index) => *index,
+        Bound::Unbounded => u64::MAX,
     }
 }
 
@@ -163,10 +168,15 @@ impl RaftLogReader<TypeConfig> for LogStore {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let cursor = Cursor::new(self, &range);
-        Box::pin(stream::unfold(Some(cursor), |cursor| async move {
+        let end = end_of(&range);
+        Box::pin(stream::unfold(Some(cursor), move |cursor| async move {
             let mut cursor = cursor?;
             match cursor.advance(None).await {
-                Ok(entry) => Some((Ok(entry?), Some(cursor))),
+                Ok(Some(entry)) => Some((Ok(entry), Some(cursor))),
+                // What is missing was committed; here it was refused, for the log has failed. The
+                // range must not count as applied.
+                Ok(None) if cursor.next < end => Some((Err(cursor.store.log.ended()?), None)),
+                Ok(None) => None,
                 Err(LeaderBoundedStreamError::IoError(error)) => Some((Err(error), None)),
                 Err(error) => Some((Err(io::Error::other(error.to_string())), None)),
             }

@@ -72,6 +72,27 @@ async fn big_entries_are_read_in_pages() {
     assert_eq!(indices, (3..count).collect::<Vec<_>>());
 }
 
+/// The log of a follower could not be written any more, and the entries that came after that were
+/// refused. The cluster committed them meanwhile, and openraft had the state machine apply them: the
+/// stream was empty, and they counted as applied, which a read that waited for them went by.
+#[tokio::test]
+async fn what_a_failed_log_refused_is_not_streamed_as_if_it_were_nothing() {
+    let disk = FakeDisk::unrecorded();
+    let log = Log::open(Arc::new(disk.clone()), Executor::Inline, LogOptions::default()).unwrap();
+    let mut store = LogStore::new(log, Executor::Inline);
+    append(&mut store, entries(0, 3, 10)).await;
+    disk.fail_from(disk.calls(), Fault::Io);
+    for index in 3..5 {
+        let (tell, told) = TypeConfig::oneshot();
+        store.append(entries(index, 1, 10), IOFlushed::signal(tell)).await.unwrap();
+        assert!(told.await.unwrap().is_err());
+    }
+    let streamed: Vec<_> = store.entries_stream(2..5).await.collect().await;
+    assert!(streamed.last().unwrap().is_err(), "{} entries and no error", streamed.len());
+    let whole: Vec<_> = store.entries_stream(0..3).await.collect().await;
+    assert_eq!(whole.into_iter().filter(|entry| entry.is_ok()).count(), 3);
+}
+
 /// A stream bounded by a leader ends when there is another vote.
 #[tokio::test]
 async fn a_new_vote_ends_a_stream_of_the_old_leader() {
