@@ -106,6 +106,9 @@ impl Bug {
     }
 }
 
+/// The variable that plants a bug in a process.
+pub const VARIABLE: &str = "QUIRE_PLANTED_BUG";
+
 /// Whether this process has that bug.
 #[cfg(not(feature = "planted"))]
 #[inline(always)]
@@ -120,7 +123,7 @@ static PLANTED: std::sync::OnceLock<Option<Bug>> = std::sync::OnceLock::new();
 #[cfg(feature = "planted")]
 pub fn planted(bug: Bug) -> bool {
     let from_environment = || {
-        let name = std::env::var("QUIRE_PLANTED_BUG").ok()?;
+        let name = std::env::var(VARIABLE).ok()?;
         let bug = Bug::named(&name);
         tracing::warn!(name, known = bug.is_some(), "a bug is planted: this node loses data");
         bug
