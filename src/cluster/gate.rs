@@ -21,6 +21,7 @@ use super::join::{self, Registration};
 use super::level::{Detail, Level};
 use super::query::{count, has_table, rows};
 use super::schema::{BOOKKEEPING, Change, Schema};
+use crate::base::planted::{Bug, planted};
 use crate::disk::Disk;
 use crate::driver::Value;
 use crate::params;
@@ -123,6 +124,9 @@ async fn unclustered(tx: &mut dyn Tx) -> Result<bool, Error> {
 
 /// What the levels of all nodes mean for one of them.
 pub(super) fn decide(own: &Level, all: &[Level]) -> Result<(), Error> {
+    if planted(Bug::GateAlone) {
+        return Ok(());
+    }
     let orders: Vec<Option<Ordering>> = all.iter().map(|level| own.compare(level)).collect();
     if orders.contains(&None) {
         return Err(Error::Inconsistent);

@@ -18,6 +18,8 @@ pub use fake::{Cut, FakeDisk, Fault};
 pub use real::RealDisk;
 pub use room::Room;
 
+use crate::base::planted::{Bug, planted};
+
 /// A data directory.
 pub trait Disk: Send + Sync + 'static {
     /// Creates an empty file for reading and writing; an existing one is emptied.
@@ -125,5 +127,8 @@ pub fn replace(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()> {
     file.write_at(bytes, 0)?;
     file.sync()?;
     disk.rename(&new, path)?;
+    if planted(Bug::RenameNotSynced) {
+        return Ok(());
+    }
     disk.sync_dir(path.rsplit_once('/').map_or("", |(dir, _)| dir))
 }

@@ -136,7 +136,9 @@ fn begin_fresh(
     let segment = create_segment(disk, number, options.segment_bytes.max(end))?;
     if !recovered.last_group.is_empty() {
         segment.file.write_at(&recovered.last_group, start)?;
-        segment.file.sync()?;
+        if !planted(Bug::LastGroupUnsynced) {
+            segment.file.sync()?;
+        }
     }
     segment.file.write_at(&header.encode(), 0)?;
     segment.file.sync()?;
@@ -232,6 +234,9 @@ impl Writer {
 
     /// Writes what was taken from the queue, in one group or, where it is too much, in several.
     fn write(&mut self, calls: &mut Vec<Call>, committed: Option<Option<LogId>>) {
+        if planted(Bug::VoteBeforeEntries) {
+            calls.sort_by_key(|call| !matches!(call.ask, Ask::Vote(_)));
+        }
         for Call { ask, done, number } in calls.drain(..) {
             match ask {
                 Ask::Append(entries) => {
@@ -246,6 +251,9 @@ impl Writer {
             }
             self.building.done.push(done);
             self.building.call = number;
+            if planted(Bug::VoteBeforeEntries) {
+                self.end_group();
+            }
         }
         if let Some(committed) = committed {
             self.building.push(&Record::Committed(committed));
@@ -348,8 +356,13 @@ impl Writer {
     }
 
     fn sync_group(&mut self, records: u64) -> io::Result<()> {
-        if !planted(Bug::AckBeforeSync) {
-            self.segment.file.sync()?;
+        let unsynced = planted(Bug::AckBeforeSync)
+            || planted(Bug::VoteNotSynced) && self.building.changes.is_empty();
+        if !unsynced
+            && let Err(error) = self.segment.file.sync()
+            && !planted(Bug::SyncErrorIgnored)
+        {
+            return Err(error);
         }
         self.group += 1;
         let metrics = &self.metrics;

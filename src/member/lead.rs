@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{MemberInfo, NodeId};
 use crate::raft::{Core, CoreView};
 
@@ -128,6 +129,9 @@ impl Member {
         });
         if was_open {
             tracing::info!(term = view.term, node = self.id, "this node does not lead any more");
+        }
+        if planted(Bug::AppliedByVersion) {
+            return;
         }
         for store in self.catalog.all() {
             store.rewind();

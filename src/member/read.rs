@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::{CALL_READ_INDEX, Failure, Member};
+use crate::base::planted::{Bug, planted};
 
 /// Readers that wait for the next round.
 #[derive(Default)]
@@ -63,6 +64,9 @@ impl Member {
     /// applied here. The index of the last such entry.
     pub async fn confirm_by_quorum(&self) -> Result<u64, Failure> {
         self.leading_term()?;
+        if planted(Bug::StaleRead) {
+            return Ok(self.core.applied_index().unwrap_or(0));
+        }
         let (sender, receiver) = oneshot::channel();
         self.reads.waiting.lock().push(sender);
         self.reads.wake.notify_one();
@@ -116,6 +120,7 @@ impl Member {
     /// Whether the leader's lease still holds, so that no other node can lead.
     pub fn lease_holds(&self) -> bool {
         let Ok(term) = self.leading_term() else { return false };
-        self.core.quorum_age(term).is_some_and(|age| age < self.options.lease)
+        let holds = |age| age < self.options.lease || planted(Bug::LeaseOutlived);
+        self.core.quorum_age(term).is_some_and(holds)
     }
 }

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::base::planted::{Bug, planted};
 use crate::disk::{Disk, DiskFile, SqliteLock, read_exact_at};
 
 use super::page::{PageNo, page_hash};
@@ -78,7 +79,8 @@ impl BaseFile {
         }
         let stored = self.hash(page)?;
         let hash = page_hash(page, out);
-        Ok(if stored == Some(hash) { BaseRead::Good(hash) } else { BaseRead::Mismatch })
+        let good = stored == Some(hash) || planted(Bug::PageHashIgnored);
+        Ok(if good { BaseRead::Good(hash) } else { BaseRead::Mismatch })
     }
 
     /// The hash of a page as `NAME.sum` has it.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{DatabaseId, DatabaseName, limits};
 use crate::codec::{Malformed, Reader, put_bytes_u32};
 use crate::disk::{self, Disk, Room};
@@ -199,6 +200,7 @@ impl Catalog {
         for store in self.all() {
             if let Some((_, before)) = store.stage()
                 && before.last < floor.last
+                && !planted(Bug::RecordPastStage)
             {
                 floor = before;
             }
@@ -233,7 +235,9 @@ impl Catalog {
         if !dirty && cut == *self.recorded.lock() {
             return Ok(cut);
         }
-        log_durable()?;
+        if !planted(Bug::RecordAheadOfLog) {
+            log_durable()?;
+        }
         let mut entries = Vec::with_capacity(targets.len());
         for (store, target) in &targets {
             let folded = store.fold(target)?;
@@ -249,6 +253,7 @@ impl Catalog {
         let covered = if behind { self.recorded() } else { cut };
         let record = Record { applied: covered.clone(), databases: entries };
         disk::replace(&*self.disk, RECORD_PATH, &encode_record(&record))?;
+        let covered = if planted(Bug::PurgePastRecord) { self.applied().clone() } else { covered };
         *self.recorded.lock() = covered.clone();
         for (store, _) in &targets {
             store.forget_ckpt()?;

@@ -17,6 +17,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{DatabaseId, DeltaId, limits};
 use crate::codec::Reader;
 use crate::disk::{Disk, DiskFile, SqliteLock, read_exact_at};
@@ -79,7 +80,8 @@ impl Store {
     /// Pins what is applied now as the target of a fold.
     pub(super) fn fold_target(self: &Arc<Store>) -> Target {
         let mut state = self.state.lock();
-        let folded = Folded { point: state.applied, place: state.place };
+        let point = if planted(Bug::FoldOfHead) { state.head } else { state.applied };
+        let folded = Folded { point, place: state.place };
         state.pin(folded.point.version);
         Target { store: self.clone(), folded }
     }
@@ -146,7 +148,9 @@ impl Store {
         }
         flush(&mut chunk)?;
         file.write_at(&crc.to_le_bytes(), offset)?;
-        file.sync()?;
+        if !planted(Bug::CheckpointFileUnsynced) {
+            file.sync()?;
+        }
         self.disk.rename(&temporary, &path)?;
         self.disk.sync_dir("databases")?;
         Ok(())
@@ -190,6 +194,9 @@ impl Store {
         base_before: Point,
         pages: &[(PageNo, Image)],
     ) -> Result<(), PagesError> {
+        if planted(Bug::FoldOverReaders) {
+            return Ok(());
+        }
         let mut readers = self.readers_below(point.version);
         let cut_off = point.page_count + 1..=base_before.page_count;
         let overwritten = pages.iter().map(|(page, _)| *page);

@@ -28,6 +28,8 @@ use std::time::Duration;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
+use crate::base::planted::{Bug, planted};
+
 /// The intervals of heartbeats and elections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -80,7 +82,7 @@ pub fn raft_config(timeouts: &Timeouts) -> Result<Config, ConfigError> {
 
         // Safety. A restored leader goes on in its old term with its old first entry, and answers
         // linearizable reads from before writes that were acknowledged.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(planted(Bug::LeaderRestored)),
         // A node that comes back from a partition must not raise the term of a healthy cluster.
         enable_pre_vote: Some(true),
         // A follower whose very last record is damaged cannot tell it from one that was cut off,

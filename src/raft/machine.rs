@@ -19,6 +19,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::Notify;
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{Executor, MemberInfo, limits};
 use crate::codec::Reader;
 use crate::log::{self, Log, LogId};
@@ -107,6 +108,9 @@ impl Machine {
     /// Applies to `store`, and to no other database, what the log holds of it beyond its place, up
     /// to what is applied here. Blocks.
     fn catch_up(&self, store: &Arc<Store>) -> io::Result<()> {
+        if planted(Bug::RepairedTooEarly) {
+            return Ok(());
+        }
         let end = self.catalog.applied().last.map_or(0, |last| last.index + 1);
         let mut next = store.place().index;
         if let Some(purged) = self.log.state().purged
@@ -177,6 +181,9 @@ impl Machine {
     fn end_other_terms(&self, applied: &AppliedState, id: LogId) {
         if applied.last.is_none_or(|last| last.term < id.term) {
             self.catalog.discard_stages_before(id.term);
+            if planted(Bug::AppliedByVersion) {
+                return;
+            }
             for store in self.catalog.all() {
                 store.rewind();
             }
@@ -222,7 +229,7 @@ impl Machine {
     fn apply_delta(&self, bytes: &[u8], place: Place) -> io::Result<Outcome> {
         let header = DeltaHeader::decode(&mut Reader::new(bytes)).map_err(io::Error::other)?;
         let Some(store) = self.catalog.by_id(header.database) else { return Ok(Outcome::Missing) };
-        if place <= store.place() {
+        if place <= store.place() && !planted(Bug::AppliedTwice) {
             // A replay meets what the base holds already: it is not looked at.
             return Ok(Outcome::Applied);
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::base::planted::{Bug, planted};
 use crate::pages::store::Waiting;
 use crate::pages::{PagesError, Point, Snapshot, Store};
 
@@ -144,6 +145,7 @@ impl Link {
         self.view == View::Applied
             || self.held_epoch.load(Ordering::Relaxed) == self.store.epoch()
             || self.held_stands()
+            || planted(Bug::ConnectionReused)
     }
 
     fn held_stands(&self) -> bool {

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rusqlite::ffi;
 
+use crate::base::planted::{Bug, planted};
 use crate::pages::{Freeze, Frozen, PagesError, Snapshot};
 
 use super::link::{Link, View};
@@ -177,6 +178,7 @@ impl MainFile {
         let store = self.link.store();
         let taken = match self.link.view() {
             View::Head => store.snapshot_head(),
+            View::Applied if planted(Bug::HeadServed) => store.snapshot_head(),
             View::Applied => store.snapshot_applied(),
         };
         taken.map_err(|error| self.fail(error))

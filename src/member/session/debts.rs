@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rusqlite::ffi;
 
+use crate::base::planted::{Bug, planted};
 use crate::pages::store::{Resolution, Waiting};
 use crate::pages::{PagesError, Store};
 use crate::sqlite::{Connection, Published, Seen, SqlError};
@@ -67,6 +68,9 @@ impl Debts {
         store: &Arc<Store>,
         level: ReadLevel,
     ) -> Result<(), Failure> {
+        if planted(Bug::AnswerBeforeDebt) {
+            return Ok(());
+        }
         let limit = member.options().commit_timeout;
         let seen = self.seen_beyond_published();
         self.seen.clear();

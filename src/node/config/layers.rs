@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{Config, ConfigError};
+use crate::base::planted;
 
 /// What stands before the name of a key in the environment.
 const PREFIX: &str = "QUIRE_";
@@ -147,7 +148,10 @@ fn from_environment(
     let mut values = Vec::new();
     for (name, text) in environment {
         let Some(key) = name.strip_prefix(PREFIX) else { continue };
-        if RESERVED.contains(&name.as_str())
+        // Where no bug can be planted, a node that is told to have one does not start.
+        let plants = cfg!(feature = "planted") && name == planted::VARIABLE;
+        if plants
+            || RESERVED.contains(&name.as_str())
             || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         {
             continue;
