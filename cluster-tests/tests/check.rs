@@ -1,0 +1,14 @@
+//! The checkers are checked: on anomalies planted by hand, one a test; on histories of a store that
+//! is right, which they must accept; on such histories with a change, which they must not; and
+//! against a search through all orders of tiny histories, with which they must agree.
+
+#[path = "check/bank.rs"]
+mod bank;
+#[path = "check/kept.rs"]
+mod kept;
+#[path = "check/register.rs"]
+mod register;
+#[path = "check/set.rs"]
+mod set;
+#[path = "check/support.rs"]
+mod support;
