@@ -2,6 +2,8 @@
 //! is right, which they must accept; on such histories with a change, which they must not; and
 //! against a search through all orders of tiny histories, with which they must agree.
 
+#[path = "check/adya.rs"]
+mod adya;
 #[path = "check/bank.rs"]
 mod bank;
 #[path = "check/kept.rs"]

@@ -8,6 +8,7 @@
 //!
 //! | checker | of what | what it proves |
 //! |---|---|---|
+//! | [`adya`] | transactions that append to lists and read them | strict serializability |
 //! | [`register`] | single reads, writes and swaps | linearizability of each key |
 //! | [`bank`] | transfers and reads of all accounts | the sum; each read by itself, where cheap |
 //! | [`set`] | adds and reads of the whole set | linearizability of the set |
@@ -17,7 +18,9 @@
 //! *Invariant*: a checker calls nothing wrong that some order of the operations explains, where an
 //! operation whose outcome is unknown may have happened once at any time after its call, or never.
 
+pub mod adya;
 pub mod bank;
+mod graph;
 pub mod history;
 pub mod register;
 pub mod set;

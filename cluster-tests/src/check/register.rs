@@ -18,7 +18,7 @@
 //! *Invariant*: exact, but where a key takes more than [`STATES_MAX`] states: that is an error
 //! named "undecided", and neither right nor wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Event, Outcome, RegisterOp, Violation};
 
@@ -126,6 +126,26 @@ struct State {
 #[derive(Default)]
 struct States(BTreeMap<(Value, u128), Vec<Used>>);
 
+/// States to go on from, by how many unknown operations they have used: the fewest come first.
+#[derive(Default)]
+struct Open(BTreeMap<u32, Vec<State>>);
+
+impl Open {
+    fn push(&mut self, state: State) {
+        let used = state.used.iter().map(|(_, count)| *count).sum();
+        self.0.entry(used).or_default().push(state);
+    }
+
+    fn pop(&mut self) -> Option<State> {
+        let mut fewest = self.0.first_entry()?;
+        let state = fewest.get_mut().pop();
+        if fewest.get().is_empty() {
+            fewest.remove();
+        }
+        state
+    }
+}
+
 impl States {
     /// Adds a state; whether it says anything new.
     fn insert(&mut self, state: State) -> bool {
@@ -135,20 +155,6 @@ impl States {
         }
         known.retain(|other| !uses_no_more(&state.used, other));
         known.push(state.used);
-        true
-    }
-
-    /// Keeps so many of those that have used least; whether there were more.
-    fn keep(&mut self, width: usize) -> bool {
-        let count: usize = self.0.values().map(Vec::len).sum();
-        if count <= width {
-            return false;
-        }
-        let mut all: Vec<State> = self.drain().collect();
-        all.sort_by_key(|state| state.used.iter().map(|(_, count)| *count).sum::<u32>());
-        for state in all.into_iter().take(width) {
-            self.insert(state);
-        }
         true
     }
 
@@ -360,12 +366,17 @@ impl<'a> Register<'a> {
         let before: Vec<State> = self.states.drain().collect();
         let mut after = States::default();
         let mut seen = States::default();
-        let mut open = before.clone();
+        let (mut open, mut kept) = (Open::default(), 0);
+        before.iter().for_each(|state| open.push(state.clone()));
         while let Some(mut state) = open.pop() {
             if state.done & 1 << place != 0 {
                 state.done &= !(1 << place);
                 state.used.retain(|(effect, _)| self.effects[*effect].useful_until >= time);
-                after.insert(state);
+                kept += usize::from(after.insert(state));
+                if kept == self.width {
+                    self.dropped |= !open.0.is_empty();
+                    break;
+                }
                 continue;
             }
             self.looked_at += 1;
@@ -383,7 +394,6 @@ impl<'a> Register<'a> {
         if after.0.is_empty() {
             return Err(self.unexplained(at, &before));
         }
-        self.dropped |= after.keep(self.width);
         self.states = after;
         self.places[place] = None;
         Ok(())
@@ -431,8 +441,13 @@ impl<'a> Register<'a> {
     fn ways(&mut self, state: &State, wanted: i64) -> Vec<Used> {
         let mut found = Vec::new();
         // Backwards from what is wanted: each with the values passed on the way.
-        let mut open = vec![(vec![wanted], state.used.clone())];
-        while let Some((passed, used)) = open.pop() {
+        let mut open = VecDeque::from([(vec![wanted], state.used.clone())]);
+        for step in 0.. {
+            let Some((passed, used)) = open.pop_front() else { break };
+            if step == self.width || found.len() >= self.width / 8 {
+                self.dropped = true;
+                break;
+            }
             self.looked_at += 1;
             if self.looked_at > STATES_MAX {
                 break;
@@ -446,7 +461,7 @@ impl<'a> Register<'a> {
                     Some(from) if passed.contains(&from) => {}
                     Some(from) => {
                         let passed = passed.iter().copied().chain([from]).collect();
-                        open.push((passed, used));
+                        open.push_back((passed, used));
                     }
                 }
             }

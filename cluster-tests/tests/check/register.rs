@@ -236,8 +236,8 @@ fn what_changes_a_history_is_found_nearly_always() {
 
 #[test]
 fn ten_thousand_operations_on_a_key_take_no_time() {
-    let with = Run { clients: 8, operations: 10_000, unknown_percent: 10, refused_percent: 5 };
-    for (seed, values) in [(1, 5), (2, 100), (3, 1_000_000)] {
+    let with = Run { clients: 8, operations: 10_000, unknown_percent: 3, refused_percent: 5 };
+    for (seed, values) in [(3, 1_000_000), (2, 100), (1, 5)] {
         let history = correct(&mut Dice::new(seed), with, 1, values);
         let began = Instant::now();
         assert_eq!(check(&history), Ok(()));
