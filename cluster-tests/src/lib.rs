@@ -12,6 +12,7 @@
 
 pub mod check;
 pub mod raw;
+pub mod timeline;
 
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;

@@ -1,4 +1,4 @@
-//! The checkers are checked: on anomalies planted by hand, one a test; on histories of a store that
+//! The checkers are checked (and the picture of a run): on anomalies planted by hand, one a test; on histories of a store that
 //! is right, which they must accept; on such histories with a change, which they must not; and
 //! against a search through all orders of tiny histories, with which they must agree.
 
@@ -14,3 +14,5 @@ mod register;
 mod set;
 #[path = "check/support.rs"]
 mod support;
+#[path = "check/timeline.rs"]
+mod timeline;
