@@ -352,6 +352,7 @@ fn add_times(graph: &mut Graph, history: &[Transaction], happened: &[bool]) {
 
 /// A circle for a person.
 fn circular(history: &[Transaction], anomaly: &Anomaly) -> Violation {
+    const SHOWN_MAX: usize = 30;
     let circle = &anomaly.circle;
     let mut text = format!(
         "lists: {}: these {} transactions each come before the next one, and the last before the \
@@ -359,10 +360,13 @@ fn circular(history: &[Transaction], anomaly: &Anomaly) -> Violation {
         anomaly.name,
         circle.len(),
     );
-    for (number, Step { from, .. }) in (1..).zip(circle) {
+    for (number, Step { from, .. }) in (1..).zip(circle).take(SHOWN_MAX) {
         text += &format!("\n  T{number} = {}", describe(&history[*from]));
     }
-    for (number, Step { kind, key, .. }) in (1..).zip(circle) {
+    if circle.len() > SHOWN_MAX {
+        text += "\n  ... and so on";
+    }
+    for (number, Step { kind, key, .. }) in (1..).zip(circle).take(SHOWN_MAX) {
         let next = number % circle.len() + 1;
         text += &match kind {
             Kind::Ww => format!("\n  T{number} -> T{next} (ww): T{next} appended to {key} later"),

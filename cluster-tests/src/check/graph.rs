@@ -8,7 +8,10 @@
 use std::collections::{HashMap, VecDeque};
 
 /// How many edges may be looked at to find the shortest circle, once it is known that there is one.
-const VISITS_MAX: usize = 20_000_000;
+const VISITS_MAX: usize = 5_000_000;
+
+/// A circle of so many transactions is short enough: a person can follow it.
+const SHORT: usize = 8;
 
 /// Why a transaction comes before another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,24 @@ pub struct Anomaly {
     pub circle: Vec<Step>,
 }
 
+impl Anomaly {
+    fn new(circle: Vec<Step>) -> Anomaly {
+        let count = |kind| circle.iter().filter(|step| step.kind == kind).count();
+        let (wr, rw, time) = (count(Kind::Wr), count(Kind::Rw), count(Kind::Time));
+        let name = match (rw, wr, time) {
+            (0, 0, 0) => "G0 (write cycle)",
+            (0, _, 0) => "G1c (circular information flow)",
+            (1, _, 0) => "G-single (read skew)",
+            (_, _, 0) => "G2",
+            (0, 0, _) => "G0-realtime",
+            (0, _, _) => "G1c-realtime",
+            (1, _, _) => "G-single-realtime",
+            (_, _, _) => "G2-realtime",
+        };
+        Anomaly { name, circle }
+    }
+}
+
 pub struct Graph {
     /// The edges from each node.
     edges: Vec<Vec<Edge>>,
@@ -78,37 +99,31 @@ impl Graph {
         }
     }
 
-    /// The simplest circle, if there is one: without times rather than with them, and with kinds of
-    /// edges as early in this list as possible.
+    /// A circle, if there is one: without times rather than with them, and with kinds of edges as
+    /// early in their list as possible, but not a long one where there is a shorter one of others.
     pub fn anomaly(&self) -> Option<Anomaly> {
         let (ww, wr, rw) = (Kind::Ww.bit(), Kind::Wr.bit(), Kind::Rw.bit());
-        let names = [
-            (
-                0,
-                [
-                    "G0 (write cycle)",
-                    "G1c (circular information flow)",
-                    "G-single (read skew)",
-                    "G2",
-                ],
-            ),
-            (Kind::Time.bit(), ["G0-realtime", "G1c-realtime", "G-single-realtime", "G2-realtime"]),
-        ];
-        for (time, [g0, g1c, single, g2]) in names {
-            for (name, kinds) in [(g0, ww | time), (g1c, ww | wr | time)] {
-                if let Some(circle) = self.circle(kinds) {
-                    return Some(Anomaly { name, circle });
+        let mut best: Option<Vec<Step>> = None;
+        for time in [0, Kind::Time.bit()] {
+            for search in 0..4 {
+                let circle = match search {
+                    0 => self.circle(ww | time),
+                    1 => self.circle(ww | wr | time),
+                    2 => self.circle_with_one_rw(ww | wr | time),
+                    _ => self.circle(ww | wr | rw | time),
+                };
+                let lengths = (circle.as_ref().map(Vec::len), best.as_ref().map(Vec::len));
+                if let (Some(length), best_length) = lengths
+                    && best_length.is_none_or(|best| length < best)
+                {
+                    best = circle;
+                }
+                if best.as_ref().is_some_and(|best| best.len() <= SHORT) {
+                    return best.map(Anomaly::new);
                 }
             }
-            let kinds = ww | wr | time;
-            if let Some(circle) = self.circle_with_one_rw(kinds) {
-                return Some(Anomaly { name: single, circle });
-            }
-            if let Some(circle) = self.circle(kinds | rw) {
-                return Some(Anomaly { name: g2, circle });
-            }
         }
-        None
+        best.map(Anomaly::new)
     }
 
     /// A short circle of edges of these kinds.
@@ -151,9 +166,20 @@ impl Graph {
                 break;
             }
         }
-        let best = best?.into_iter().filter(|(from, _)| *from < self.transactions);
-        Some(best.map(|(from, edge)| Step { from, kind: edge.kind, key: edge.key }).collect())
+        let real = best?.into_iter().filter(|(from, _)| *from < self.transactions);
+        let steps = real.map(|(from, edge)| Step { from, kind: edge.kind, key: edge.key });
+        Some(without_detours(steps.collect()))
     }
+}
+
+/// Of one that was over before another, which was over before a third, the one in between is left
+/// out of a circle.
+fn without_detours(mut circle: Vec<Step>) -> Vec<Step> {
+    if let Some(other) = circle.iter().position(|step| step.kind != Kind::Time) {
+        circle.rotate_left(other);
+    }
+    circle.dedup_by(|step, before| step.kind == Kind::Time && before.kind == Kind::Time);
+    circle
 }
 
 /// A search for the path through the fewest transactions, inside of one component.
