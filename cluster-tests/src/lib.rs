@@ -13,6 +13,7 @@
 pub mod check;
 pub mod raw;
 pub mod sim;
+pub mod timeline;
 
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;

@@ -62,7 +62,9 @@ fn main() -> ExitCode {
                 }
                 Err(what) => {
                     println!("{what}");
-                    println!("again: cargo run -p cluster-tests -- sim --seed {seed} --seconds {seconds}");
+                    println!(
+                        "again: cargo run -p cluster-tests -- sim --seed {seed} --seconds {seconds}"
+                    );
                     ExitCode::FAILURE
                 }
             }

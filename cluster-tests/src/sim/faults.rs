@@ -19,8 +19,8 @@ use super::trace::Trace;
 /// Latency of a link at most, when all is well.
 pub const LATENCY: Duration = Duration::from_millis(8);
 
-/// Between the beginnings of two faults, at most.
-const PAUSE_MS: u64 = 3_000;
+/// Between the beginnings of two faults, at most: one of these for a whole run.
+const PAUSES_MS: [u64; 4] = [2_000, 4_000, 8_000, 16_000];
 
 /// A node that stops gracefully has done so within this.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -55,6 +55,7 @@ pub struct Faults {
     places: Vec<Rc<Place>>,
     random: SplitMix,
     trace: Rc<Trace>,
+    pause_ms: u64,
     next: Duration,
     mends: Vec<(Duration, Mend)>,
     shared: Rc<Shared>,
@@ -68,17 +69,13 @@ pub struct Faults {
 
 impl Faults {
     /// None yet.
-    pub fn new(
-        seed: u64,
-        places: &[Rc<Place>],
-        shared: &Rc<Shared>,
-        trace: &Rc<Trace>,
-    ) -> Faults {
+    pub fn new(seed: u64, places: &[Rc<Place>], shared: &Rc<Shared>, trace: &Rc<Trace>) -> Faults {
         Faults {
             shared: shared.clone(),
             replaced: false,
             upgraded: false,
             places: places.to_vec(),
+            pause_ms: PAUSES_MS[(seed % 4) as usize],
             random: SplitMix::new(seed),
             trace: trace.clone(),
             next: Duration::ZERO,
@@ -117,7 +114,7 @@ impl Faults {
             }
         }
         if now >= self.next {
-            self.next = now + Duration::from_millis(self.below(PAUSE_MS));
+            self.next = now + Duration::from_millis(self.below(self.pause_ms));
             let until = now + Duration::from_millis(100 + self.below(LASTS_MS));
             self.begin(sim, until);
         }
@@ -167,7 +164,10 @@ impl Faults {
             11 => self.fill(id, until),
             12 => self.fail(id, until),
             13 => self.ask(Ask::Transfer(1 + self.below(self.nodes()))),
-            14 => self.ask(Ask::Assign(1 + self.below(self.nodes()), self.below(3))),
+            // Of three voters two are left then, and none may be lost for good.
+            14 if self.nodes() > 3 => {
+                self.ask(Ask::Assign(1 + self.below(self.nodes()), self.below(3)))
+            }
             15 => self.replace(sim, id, until),
             16 => self.upgrade(until),
             _ => self.clock(id, until),
@@ -177,9 +177,8 @@ impl Faults {
 
     /// Somebody; often the leader.
     fn pick(&self) -> NodeId {
-        let leads = |place: &&Rc<Place>| {
-            place.member().is_some_and(|member| member.leading_term().is_ok())
-        };
+        let leads =
+            |place: &&Rc<Place>| place.member().is_some_and(|member| member.leading_term().is_ok());
         let leader = self.places.iter().find(leads).map(|place| place.number);
         match leader {
             Some(leader) if self.below(2) == 0 => leader,
@@ -326,7 +325,14 @@ impl Faults {
 
     /// A member is gone for good, and a new one with another id takes its place.
     fn replace(&mut self, sim: &mut Sim<'_>, id: NodeId, until: Duration) -> &'static str {
-        if self.replaced || self.places.iter().any(|place| place.down_since().is_some()) {
+        let whole = |place: &Rc<Place>| {
+            let votes = place.member().map(|member| {
+                let members = member.leadership().members;
+                members.iter().filter(|member| member.votes()).count()
+            });
+            votes == Some(self.places.len())
+        };
+        if self.replaced || !self.places.iter().all(whole) {
             return "nothing";
         }
         self.replaced = true;

@@ -71,13 +71,8 @@ impl Histories {
             let done = events.iter().filter(|event| event.outcome == Outcome::Done).count();
             (done as u64, events.len() as u64)
         }
-        let all = [
-            of(&self.registers),
-            of(&self.lists),
-            of(&self.bank),
-            of(&self.set),
-            of(&self.once),
-        ];
+        let all =
+            [of(&self.registers), of(&self.lists), of(&self.bank), of(&self.set), of(&self.once)];
         all.iter().fold((0, 0), |(done, sum), (d, s)| (done + d, sum + s))
     }
 }
@@ -312,8 +307,7 @@ impl Worker {
         let Some(value) = read.ok().and_then(|rows| rows.first().map(|(value,)| *value)) else {
             return false;
         };
-        let event =
-            self.event(called, Outcome::Done, RegisterOp::Read { key: key as u32, value });
+        let event = self.event(called, Outcome::Done, RegisterOp::Read { key: key as u32, value });
         self.load.shared.histories.borrow_mut().registers.push(event);
         true
     }
@@ -472,8 +466,7 @@ impl Worker {
         };
         let client = Client::new([at.clone()], options).and_then(|client| client.at(&at));
         let Ok(client) = client else { return false };
-        let shop =
-            client.database(DATABASE).timeout(CALL_MAX).read_level(ReadLevel::Local);
+        let shop = client.database(DATABASE).timeout(CALL_MAX).read_level(ReadLevel::Local);
         let Ok(elements) = elements(&shop).await else { return false };
         self.load.shared.histories.borrow_mut().seen.extend(elements);
         true

@@ -26,8 +26,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::{fs, io};
 use std::time::Duration;
+use std::{fs, io};
 
 use quire::base::{NodeId, Randomness as _, SplitMix};
 use quire::member::Member;
@@ -222,8 +222,7 @@ impl Run {
         };
         let leader = self.places.iter().filter_map(|place| place.member());
         let leader = leader.into_iter().find(|member| member.leading_term().is_ok());
-        leader.is_some_and(|leader| votes(&leader) == self.places.len())
-            && self.shared.ready.get()
+        leader.is_some_and(|leader| votes(&leader) == self.places.len()) && self.shared.ready.get()
     }
 
     /// Whether all nodes run and have applied the same.
@@ -240,13 +239,18 @@ impl Run {
     /// Where everybody is, for a person.
     fn versions(&self) -> String {
         let of = |place: &Rc<Place>| match place.member() {
-            None => format!("node {}: does not run {}", place.node(), place.ended().unwrap_or_default()),
+            None => {
+                format!("node {}: does not run {}", place.node(), place.ended().unwrap_or_default())
+            }
             Some(member) => {
                 let view = member.core().view();
                 let open = member.leadership().open_term;
                 format!(
                     "node {}: term {}, applied {:?}, leads {}, takes writes {open:?}",
-                    place.node(), view.term, view.applied, view.leads
+                    place.node(),
+                    view.term,
+                    view.applied,
+                    view.leads
                 )
             }
         };

@@ -14,6 +14,7 @@ use super::super::types::*;
 use super::toy::Toy;
 use crate::base::Executor;
 use crate::disk::FakeDisk;
+use crate::disk::fake::Fault;
 use crate::log::{Log, LogId, LogOptions, Vote};
 
 struct Builder(Executor, LogOptions);

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use super::Invariant;
-use crate::check::{Violation, bank};
+use crate::check::Violation;
+use crate::check::bank::{self, Rules};
 use crate::sim::load::{ACCOUNTS, BALANCE, Histories};
 use crate::sim::place::Place;
 
@@ -16,6 +17,7 @@ impl Invariant for Bank {
     }
 
     fn end(&mut self, _: &[Rc<Place>], histories: &Histories) -> Result<(), Violation> {
-        bank::check(&histories.bank, &[BALANCE; ACCOUNTS as usize])
+        let rules = Rules { start: vec![BALANCE; ACCOUNTS as usize], may_overdraw: false };
+        bank::check(&rules, &histories.bank).map(drop)
     }
 }

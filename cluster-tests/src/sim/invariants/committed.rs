@@ -34,7 +34,11 @@ impl Invariant for Committed {
             if first.0 != applied.term {
                 return Err(Violation(format!(
                     "entry {} is of term {} on node {} and of term {} on node {}",
-                    applied.index, first.0, first.1, applied.term, member.id()
+                    applied.index,
+                    first.0,
+                    first.1,
+                    applied.term,
+                    member.id()
                 )));
             }
             most = most.max(applied.index);

@@ -8,8 +8,8 @@ use quire::base::DatabaseName;
 use quire::disk::FakeDisk;
 use quire::member::Member;
 use quire::sqlite::{
-    Cancel, Columns, Connection, ConnectionOptions, RowSink, SqlError, Surplus, TempSpace, ValueRef,
-    View,
+    Cancel, Columns, Connection, ConnectionOptions, RowSink, SqlError, Surplus, TempSpace,
+    ValueRef, View,
 };
 
 use super::{Invariant, Look};
@@ -52,7 +52,7 @@ impl Invariant for Gate {
     }
 }
 
-/// The version of the schema as this member has applied it.
+/// The version of the schema as this member has applied it; 0 where there is none yet.
 fn version(member: &Member) -> Result<Option<u64>, String> {
     let name = DatabaseName::new("main").map_err(|error| error.to_string())?;
     let Some(store) = member.catalog().by_name(&name) else { return Ok(None) };
@@ -66,11 +66,10 @@ fn version(member: &Member) -> Result<Option<u64>, String> {
     };
     let mut found = Found(None);
     let connection = Connection::open(store, &options).map_err(|error| error.to_string())?;
-    let sql = "SELECT max(version) FROM schema";
+    // One column of the first update, two after the second.
+    let sql = "SELECT count(*) FROM pragma_table_info('words')";
     match connection.run(sql, &[], Surplus::Refused, &Cancel::default(), &mut found) {
         Ok(_) => Ok(found.0),
-        // Nobody has made the table yet.
-        Err(error) if error.to_string().starts_with("no such table") => Ok(None),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -61,9 +61,7 @@ impl Membership {
         let there: BTreeSet<NodeId> = look
             .places
             .iter()
-            .filter(|place| {
-                place.down_since().is_none_or(|since| look.now < since + KNOWN_AFTER)
-            })
+            .filter(|place| place.down_since().is_none_or(|since| look.now < since + KNOWN_AFTER))
             .map(|place| place.node())
             .collect();
         (1..=100).filter(move |id| !there.contains(id))

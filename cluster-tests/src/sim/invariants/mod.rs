@@ -1,11 +1,15 @@
 //! What must hold in every simulation, one file each: looked at while it runs, and at its end.
 
+mod bank;
 mod committed;
 mod gate;
 mod identical;
+mod lists;
 mod membership;
 mod once;
 mod one_leader;
+mod registers;
+mod set;
 mod uncommitted;
 
 use std::rc::Rc;
@@ -52,6 +56,10 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(one_leader::OneLeader::default()),
         Box::new(committed::Committed::default()),
         Box::new(identical::Identical::default()),
+        Box::new(registers::Registers),
+        Box::new(lists::Lists),
+        Box::new(bank::Bank),
+        Box::new(set::Set),
         Box::new(once::Once),
         Box::new(uncommitted::Uncommitted),
         Box::new(gate::Gate::default()),

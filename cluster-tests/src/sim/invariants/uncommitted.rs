@@ -22,7 +22,8 @@ impl Invariant for Uncommitted {
             SetOp::Read { elements } => Some(elements.iter().copied().collect::<BTreeSet<i64>>()),
             SetOp::Add { .. } => None,
         });
-        let gone: Vec<i64> = histories.seen.difference(&last.unwrap_or_default()).copied().collect();
+        let gone: Vec<i64> =
+            histories.seen.difference(&last.unwrap_or_default()).copied().collect();
         match gone.is_empty() {
             true => Ok(()),
             false => Err(Violation(format!("seen by a reader, and gone at the end: {gone:?}"))),
