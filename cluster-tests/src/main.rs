@@ -56,7 +56,10 @@ fn main() -> ExitCode {
             let begun = Instant::now();
             match sim::run(&sim::Options { seed, seconds, print }) {
                 Ok(report) => {
-                    println!("{report:?}");
+                    match serde_json::to_string(&report) {
+                        Ok(report) => println!("{report}"),
+                        Err(error) => eprintln!("{error}"),
+                    }
                     eprintln!("{:?}", begun.elapsed());
                     ExitCode::SUCCESS
                 }

@@ -268,7 +268,8 @@ impl Core {
         }
     }
 
-    fn is_joint(&self) -> bool {
+    /// Whether a change of the voters is on its way.
+    pub fn is_joint(&self) -> bool {
         let server = self.server.borrow_watched();
         server.membership_config.membership().get_joint_config().len() > 1
     }

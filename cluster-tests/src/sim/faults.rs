@@ -10,6 +10,7 @@ use std::time::Duration;
 use quire::base::{NodeId, Randomness as _, SplitMix};
 use quire::disk::Disk as _;
 use quire::disk::fake::{Cut, Fault};
+use quire::raft::machine::applied_members;
 use turmoil::Sim;
 
 use super::load::{Ask, Shared};
@@ -325,14 +326,16 @@ impl Faults {
 
     /// A member is gone for good, and a new one with another id takes its place.
     fn replace(&mut self, sim: &mut Sim<'_>, id: NodeId, until: Duration) -> &'static str {
-        let whole = |place: &Rc<Place>| {
-            let votes = place.member().map(|member| {
-                let members = member.leadership().members;
-                members.iter().filter(|member| member.votes()).count()
-            });
-            votes == Some(self.places.len())
-        };
-        if self.replaced || !self.places.iter().all(whole) {
+        // Only where all vote and no change is on its way, so that the rest still is a majority.
+        let logs = self.places.iter().map(|place| {
+            let member = place.member()?;
+            let (last, applied) = member.core().progress();
+            let voters = applied_members(member.catalog()).iter().filter(|m| m.votes()).count();
+            let settled = last == applied.map(|applied| applied.index) && !member.core().is_joint();
+            (settled && voters == self.places.len()).then_some(last)
+        });
+        let logs: Vec<_> = logs.collect();
+        if self.replaced || logs[0].is_none() || logs.iter().any(|last| *last != logs[0]) {
             return "nothing";
         }
         self.replaced = true;
@@ -368,6 +371,10 @@ impl Faults {
             self.places.iter().for_each(|place| place.upgrade());
         }
         for id in 1..=self.nodes() {
+            if self.place(id).is_old() && sim.is_host_running(host(id)) {
+                self.place(id).cut(Cut::Keep);
+                sim.crash(host(id));
+            }
             if !sim.is_host_running(host(id)) {
                 sim.bounce(host(id));
             }

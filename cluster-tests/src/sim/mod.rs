@@ -19,6 +19,7 @@
 mod faults;
 mod invariants;
 mod load;
+pub mod many;
 mod place;
 mod trace;
 
@@ -31,6 +32,7 @@ use std::{fs, io};
 
 use quire::base::{NodeId, Randomness as _, SplitMix};
 use quire::member::Member;
+use serde::{Deserialize, Serialize};
 use turmoil::Sim;
 
 use crate::check::Violation;
@@ -61,14 +63,14 @@ pub struct Options {
 }
 
 /// What a run was.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// How many nodes.
     pub nodes: NodeId,
     /// Operations acknowledged, and operations in all.
     pub operations: (u64, u64),
     /// How often each fault came.
-    pub faults: BTreeMap<&'static str, u64>,
+    pub faults: BTreeMap<String, u64>,
     /// From the last fault's end to everybody's answer.
     pub recovery: Duration,
     /// The simulated time.
@@ -176,7 +178,7 @@ impl Run {
         Ok(Report {
             nodes: self.places.len() as NodeId,
             operations: histories.counts(),
-            faults: self.faults.counts().clone(),
+            faults: self.faults.counts().iter().map(|(k, n)| ((*k).to_owned(), *n)).collect(),
             recovery,
             simulated: self.trace.now(),
             trace: self.trace.digest(),

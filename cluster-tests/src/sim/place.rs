@@ -67,6 +67,8 @@ pub struct Place {
     node: Cell<NodeId>,
     /// Which schema the program of the next start has.
     schema: Cell<usize>,
+    /// The same of the last start.
+    runs: Cell<usize>,
     /// Since when no node runs here; none where one does.
     down: Cell<Option<Duration>>,
     disk: RefCell<FakeDisk>,
@@ -96,6 +98,7 @@ impl Place {
             program,
             node: Cell::new(number),
             schema: Cell::new(0),
+            runs: Cell::new(0),
             down: Cell::new(Some(Duration::ZERO)),
             disk: RefCell::new(FakeDisk::unrecorded()),
             member: RefCell::default(),
@@ -127,9 +130,14 @@ impl Place {
         self.down.get()
     }
 
-    /// The schema that the node here was built for; none where it has no gate.
+    /// The schema that the node which runs here was built for; none where it has no gate.
     pub fn schema(&self) -> Option<u64> {
-        self.program.as_ref().map(|_| self.schema.get() as u64 + 1)
+        self.program.as_ref().map(|_| self.runs.get() as u64 + 1)
+    }
+
+    /// Whether the program that runs here is not the one of the next start.
+    pub fn is_old(&self) -> bool {
+        self.runs != self.schema
     }
 
     /// The next start is one of the newest program.
@@ -197,6 +205,7 @@ impl Place {
     /// The software of the host: a node, until it is stopped or cannot go on.
     pub async fn software(self: Rc<Place>) -> turmoil::Result {
         self.starts.set(self.starts.get() + 1);
+        self.runs.set(self.schema.get());
         self.ended.take();
         let stop = Arc::new(Notify::new());
         self.stop.replace(stop.clone());
