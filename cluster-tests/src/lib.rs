@@ -11,7 +11,11 @@
 //! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
 
 pub mod check;
+#[path = "../../tests/common/trio.rs"]
+#[allow(missing_docs)]
+pub mod memory;
 pub mod raw;
+pub mod storage;
 
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
