@@ -26,9 +26,9 @@ const CUTS_OF_A_RUN: u64 = 100;
 const LARGE_EVERY: u64 = 8;
 
 /// A recorded run.
-struct Run {
-    ledger: Ledger,
-    disks: BTreeMap<NodeId, FakeDisk>,
+pub(super) struct Run {
+    pub(super) ledger: Ledger,
+    pub(super) disks: BTreeMap<NodeId, FakeDisk>,
     /// The first moment at which it is cut, and the last one.
     from: u64,
     to: u64,
@@ -141,7 +141,7 @@ async fn checkpoints(client: &Client, dice: &Dice) -> Result<()> {
     Ok(())
 }
 
-async fn record_alone(seed: u64) -> Result<Run> {
+pub(super) async fn record_alone(seed: u64) -> Result<Run> {
     let (ticks, disks) = run::disks(1);
     let large = usize::from(seed % LARGE_EVERY == LARGE_EVERY - 1);
     let ledger = Ledger::new(ticks, seed, 42, large)?;
@@ -164,7 +164,7 @@ async fn start_three(disks: &BTreeMap<NodeId, FakeDisk>) -> Trio {
     nodes
 }
 
-async fn record_three(seed: u64) -> Result<Run> {
+pub(super) async fn record_three(seed: u64) -> Result<Run> {
     let (ticks, disks) = run::disks(3);
     let large = usize::from(seed % LARGE_EVERY == LARGE_EVERY - 1);
     let ledger = Ledger::new(ticks, seed, 36, large)?;

@@ -49,6 +49,16 @@ pub fn nodes(disks: impl IntoIterator<Item = (NodeId, FakeDisk)>) -> Trio {
     nodes
 }
 
+/// The same, for nodes that know who they are from their directories alone.
+pub fn nodes_again(disks: impl IntoIterator<Item = (NodeId, FakeDisk)>) -> Trio {
+    let mut nodes = nodes(disks);
+    nodes.configure = |config| {
+        configure(config);
+        (config.id, config.bootstrap, config.join) = (None, false, Vec::new());
+    };
+    nodes
+}
+
 /// Disks that record and share a count of their calls.
 pub fn disks(count: u64) -> (Arc<AtomicU64>, BTreeMap<NodeId, FakeDisk>) {
     let ticks = Arc::new(AtomicU64::new(0));
@@ -134,11 +144,20 @@ impl Ledger {
         let chains = self.chains.lock();
         let bounds = chains.iter().map(|chain| {
             let acknowledged = chain.iter().rposition(|noted| by(&noted)).map_or(0, |at| at + 1);
-            (acknowledged, chain.iter().filter(|noted| noted.begun < tick).count())
+            // One that changed nothing made no call.
+            let begun = chain.iter().filter(|noted| noted.begun < tick).count();
+            (acknowledged, begun.max(acknowledged))
         });
         let set = self.set.lock();
         let acknowledged = (0..).zip(&*set).filter(|(_, noted)| by(noted)).map(|(tx, _)| tx);
         Bounds { chains: bounds.collect(), set: (acknowledged.collect(), set.len() as u64) }
+    }
+
+    /// Nothing must be there, and all that was attempted may.
+    pub fn at_least_nothing(&self) -> Bounds {
+        let all = self.at(u64::MAX);
+        let chains = all.chains.into_iter().map(|(_, most)| (0, most)).collect();
+        Bounds { chains, set: (Vec::new(), all.set.1) }
     }
 
     /// What must be there after all of it.
@@ -272,7 +291,7 @@ impl<'a> Reader<'a> {
 
     async fn query(&self, session: &mut Session, sql: &str, digest: Digest) -> Result<Digest> {
         let (ran, digest) = session.query(sql, vec![], &Cancel::default(), digest).await;
-        ran?;
+        ran.with_context(|| sql.to_owned())?;
         digest.ok_or_else(|| anyhow!("the rows went nowhere"))
     }
 
@@ -301,7 +320,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The transactions that are in the set, each whole and as it was sent.
-    async fn set(&self) -> Result<Option<Vec<u64>>> {
+    pub async fn set(&self) -> Result<Option<Vec<u64>>> {
         let Some(mut session) = self.session(SET)? else { return Ok(None) };
         let tables = self.query(&mut session, TABLES, Digest::default()).await?;
         if tables.tables.len() < 2 {
@@ -329,7 +348,7 @@ impl<'a> Reader<'a> {
     async fn rows(&self, session: &mut Session, sql: &str) -> Result<Vec<(i64, i64, Vec<u8>)>> {
         let rows = Rows::default();
         let (ran, rows) = session.query(sql, vec![], &Cancel::default(), rows).await;
-        ran?;
+        ran.with_context(|| sql.to_owned())?;
         Ok(rows.map(|rows| rows.0).unwrap_or_default())
     }
 
