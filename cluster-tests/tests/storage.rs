@@ -1,5 +1,5 @@
 //! R3, R4 and R5.
-use cluster_tests::storage::{cuts, damage};
+use cluster_tests::storage::{cuts, damage, fails};
 
 fn n(ci: u64) -> u64 {
     std::env::var("N").ok().and_then(|n| n.parse().ok()).unwrap_or(ci)
@@ -36,4 +36,10 @@ fn damage_of_one_node() {
 fn damage_of_one_of_three() {
     let began = std::time::Instant::now();
     eprintln!("{:#?} in {:?}", damage::one_of_three(seed(), n(30)).unwrap(), began.elapsed());
+}
+
+#[test]
+fn failing_calls() {
+    let began = std::time::Instant::now();
+    eprintln!("{:#?} in {:?}", fails::calls(seed(), n(50)).unwrap(), began.elapsed());
 }

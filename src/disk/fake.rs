@@ -159,6 +159,11 @@ impl FakeDisk {
         self.shared.inner.lock().calls
     }
 
+    /// How many reads were made (the n of [`FakeDisk::fail_read`]).
+    pub fn reads(&self) -> u64 {
+        self.shared.inner.lock().reads
+    }
+
     /// The recorded calls as text, one line each, for reading.
     pub fn transcript(&self) -> Vec<String> {
         let inner = self.shared.inner.lock();

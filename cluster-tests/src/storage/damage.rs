@@ -36,12 +36,14 @@ const OF_THREE_OF_A_RUN: u64 = 30;
 /// A node that has been told of nothing it could do waits for a peer for ever.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// The last group of a prepared log is no longer than this.
+/// The last group of a log that was ended is no longer than this.
 const LAST_GROUP_BYTES_MAX: u64 = 96;
 
-/// A data directory at rest, whose log ends in a group that may be lost.
+/// A data directory at rest.
 struct Image {
     disk: FakeDisk,
+    /// Its log's last group is no longer than this: what nothing can tell from a torn one.
+    last_group_bytes_max: u64,
     /// The same directory earlier.
     earlier: FakeDisk,
     bounds: Bounds,
@@ -106,15 +108,41 @@ fn images(seed: u64) -> Result<(Run, Vec<Image>)> {
     }
     let dice = Dice::new(seed);
     let mut images = Vec::new();
-    for n in [calls, *dice.pick(&wanted), *dice.pick(&wanted), *dice.pick(&wanted)] {
+    let of_a_checkpoint = [(); 2].map(|()| (*dice.pick(&wanted), true));
+    for (n, ended) in [(calls, false), (calls - dice.below(calls / 2), false)]
+        .into_iter()
+        .chain(of_a_checkpoint)
+    {
         let after = disk.after_cut(n, 1);
-        end_the_log(&after)?;
+        let last_group_bytes_max = if ended {
+            end_the_log(&after)?;
+            LAST_GROUP_BYTES_MAX
+        } else {
+            last_write_to_the_log(&transcript[..n as usize])
+        };
         let earlier = disk.after_cut(n - dice.below(n / 3), 1);
         let reads = after.cut(quire::disk::Cut::Keep);
         let bounds = on_a_stopped_clock(what_is_there(&run.ledger, reads))?;
-        images.push(Image { disk: after, earlier, bounds });
+        images.push(Image { disk: after, last_group_bytes_max, earlier, bounds });
     }
     Ok((run, images))
+}
+
+/// How long the last write to a segment of the log was.
+fn last_write_to_the_log(transcript: &[String]) -> u64 {
+    let (mut segments, mut bytes) = (Vec::new(), 0);
+    for (call, next) in transcript.iter().zip(transcript.iter().skip(1).chain([&String::new()])) {
+        let number = |text: &str, after: &str| -> Option<u64> {
+            let digits = text.split_once(after)?.1;
+            digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        if call.starts_with("Create") && call.contains("log/") {
+            segments.extend(number(next, "inode: "));
+        } else if number(call, "write file ").is_some_and(|file| segments.contains(&file)) {
+            bytes = number(call, ": ").unwrap_or(u64::MAX);
+        }
+    }
+    bytes
 }
 
 /// Ends the log in a group of its own that says nothing new.
@@ -267,7 +295,7 @@ async fn at_the_end(ledger: &Ledger, image: &Image, damage: &Damage) -> Result<O
         }
     }
     let Some((path, end)) = head else { return Ok(None) };
-    if damage.path != path || damage.to + LAST_GROUP_BYTES_MAX < end {
+    if damage.path != path || damage.to + image.last_group_bytes_max + 8 < end {
         return Ok(None);
     }
     cut.overwrite(&path, damage.from, &vec![0; (end - damage.from) as usize])?;

@@ -65,7 +65,10 @@ impl Script {
             });
         }
         for n in 0..large {
-            let at = count / 3 + n * count / (3 * large);
+            // In the place of one that defines nothing.
+            let from = count / 3 + n * count / (3 * large);
+            let small = |op: &Op| matches!(op, Op::One((sql, _)) if sql.contains(" t SET"));
+            let Some(at) = (from..ops.len()).find(|at| small(&ops[*at])) else { break };
             let blob = Value::Blob(dice.bytes(5 << 20));
             let sql = "INSERT INTO t(n, body) VALUES(?, ?)";
             ops[at] = Op::One((sql.to_owned(), vec![Value::Integer(at as i64), blob]));

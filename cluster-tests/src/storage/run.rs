@@ -199,6 +199,24 @@ async fn chain(
     }
 }
 
+/// Executes the next transaction of a chain on which one may fail: from the first on that was not
+/// acknowledged nothing more is sent, and it may be there or not.
+pub async fn chain_step(client: &Client, ledger: &Ledger, at: usize) -> Result<(), DriverError> {
+    let number = {
+        let mut chains = ledger.chains.lock();
+        let number = chains[at].len();
+        let broken = chains[at].last().is_some_and(|noted| noted.acknowledged.is_none());
+        if broken || number == ledger.scripts[at].ops.len() {
+            return Ok(());
+        }
+        chains[at].push(Noted { begun: ledger.now(), acknowledged: None });
+        number
+    };
+    execute(&client.database(CHAINS[at]), &ledger.scripts[at].ops[number]).await?;
+    ledger.chains.lock()[at][number].acknowledged = Some(ledger.now());
+    Ok(())
+}
+
 /// Executes one transaction.
 pub async fn execute(database: &quire::driver::Database, op: &Op) -> Result<(), DriverError> {
     match op {
