@@ -31,7 +31,7 @@ pub(super) struct Run {
     pub(super) disks: BTreeMap<NodeId, FakeDisk>,
     /// The first moment at which it is cut, and the last one.
     from: u64,
-    to: u64,
+    pub(super) to: u64,
 }
 
 /// Records a run, which `what` makes, and checks `cuts` cuts of it and of more of its kind.

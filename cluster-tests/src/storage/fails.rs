@@ -18,8 +18,14 @@ use super::run::{self, Bounds, CHAINS, End, Found, Ledger, Reader};
 use super::{Counts, Dice, Repeat, count, on_a_stopped_clock};
 use crate::memory::Trio;
 
-/// Transactions of one run.
-const TRANSACTIONS: usize = 60;
+/// After the failing call so many transactions are tried still.
+const MORE: u64 = 14;
+
+/// So many are tried in all, if it is not reached.
+const TRANSACTIONS_MAX: u64 = 1500;
+
+/// Up to this call, every kind of node meets it; beyond it, one of them.
+const ALL_MEET: u64 = 400;
 
 /// A node that does nothing for so long will do nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,9 +34,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Whose {
     Alone,
+    Starting,
     Leader,
     Follower,
 }
+
+const ALL: [Whose; 4] = [Whose::Alone, Whose::Starting, Whose::Leader, Whose::Follower];
 
 /// The calls that fail, how, and for how long.
 #[derive(Clone, Copy, Debug)]
@@ -42,24 +51,28 @@ struct Failing {
     reads: bool,
 }
 
-/// Each call up to the `upto`-th fails once in some way: on a node by itself, on a leader, on a
-/// follower.
+/// Each call up to the `upto`-th fails in some way: on a node by itself, on one that starts, on a
+/// leader, on a follower.
 pub fn calls(seed: u64, upto: u64) -> Result<Counts> {
     let mut counts = Counts::new();
     for nth in 0..upto {
         let dice = Dice::nth(seed, nth);
         let failing = Failing {
-            // Past what a run calls there is nothing to fail.
-            nth: nth % 600,
+            nth,
             fault: *dice.pick(&[Fault::Io, Fault::Full]),
             stays: dice.below(3) == 0,
             reads: dice.below(4) == 0,
         };
-        for whose in [Whose::Alone, Whose::Leader, Whose::Follower] {
+        let one_of_them = [ALL[nth as usize % ALL.len()]];
+        for whose in if nth < ALL_MEET { &ALL[..] } else { &one_of_them } {
+            let whose = *whose;
             let said = format!("R5 seed {seed}, call {nth}, {whose:?}: {failing:?}");
             let _repeat = Repeat(said.clone());
             let seed = seed.wrapping_mul(1000) + nth;
-            let done = on_a_stopped_clock(one(seed, nth, whose, failing, &mut counts));
+            let done = match whose {
+                Whose::Starting => on_a_stopped_clock(starting(seed, nth, failing, &mut counts)),
+                _ => on_a_stopped_clock(one(seed, nth, whose, failing, &mut counts)),
+            };
             done.context(said)?;
         }
     }
@@ -85,10 +98,10 @@ async fn one(
     let leader = run::leader(&nodes).await.id();
     let sick = match whose {
         Whose::Follower => disks.keys().copied().find(|id| *id != leader).unwrap_or(leader),
-        Whose::Alone | Whose::Leader => leader,
+        Whose::Alone | Whose::Starting | Whose::Leader => leader,
     };
     plan(&disks[&sick], failing);
-    let ended = work(&nodes, sick, &client, &ledger, seed).await?;
+    let ended = work(&nodes, sick, &client, &ledger, failing, seed).await?;
     if whose == Whose::Follower {
         // One of three is not needed, whatever becomes of it.
         ensure!(ended.acknowledged_last, "the others do not go on");
@@ -106,6 +119,38 @@ async fn one(
     });
     let nodes = run::nodes(after.collect::<Vec<_>>());
     opens(nodes, sick, &ledger, &ledger.at_end()).await
+}
+
+/// A start after a power cut meets the failing call; the next one is on a good disk.
+async fn starting(seed: u64, nth: u64, failing: Failing, counts: &mut Counts) -> Result<()> {
+    let run = super::cuts::record_alone(seed % 64).await?;
+    let tick = Dice::nth(seed, 1).below(run.to);
+    let disk = &run.disks[&1];
+    let start = disk.after_cut(disk.calls_before(tick), nth);
+    // A start makes few calls.
+    plan(&start, Failing { nth: nth % 40, ..failing });
+    let mut nodes = run::nodes([(1, start.clone())]);
+    let started = timeout(PATIENCE, nodes.try_run(1)).await.context("it hangs")?;
+    let bounds = run.ledger.at(tick);
+    match &started {
+        Err(error) => ensure!(!error.to_string().is_empty(), "it does not say why"),
+        Ok(()) => {
+            // What it answers is right of some time, or it answers nothing.
+            let member = nodes.member(1).clone();
+            let (local, any) = (Reader::local(&member), run.ledger.at_least_nothing());
+            let told = timeout(PATIENCE, local.compare(&run.ledger, &any)).await;
+            if let Ok(Err(error)) = told {
+                ensure!(!run::is_wrong(&error), "it tells what never was: {error:#}");
+            }
+        }
+    }
+    let what = if started.is_ok() { "starts that went on" } else { "starts that were refused" };
+    count(counts, what, 1);
+    count(counts, "failing calls", 1);
+    drop(nodes);
+    start.heal();
+    let after = start.after_cut(u64::MAX, nth.wrapping_mul(7) % 5);
+    opens(run::nodes([(1, after)]), 1, &run.ledger, &bounds).await
 }
 
 fn plan(disk: &FakeDisk, failing: Failing) {
@@ -131,11 +176,20 @@ async fn work(
     sick: NodeId,
     client: &Client,
     ledger: &Ledger,
+    failing: Failing,
     seed: u64,
 ) -> Result<Ended> {
     let dice = Dice::new(seed);
     let (mut failed, mut acknowledged_last, mut given_up) = (0, false, 0);
-    for number in 0..TRANSACTIONS {
+    let disk = &nodes.disks[&sick];
+    let made = || if failing.reads { disk.reads() } else { disk.calls() };
+    let (at, mut more) = (made() + failing.nth, 0);
+    for number in 0..TRANSACTIONS_MAX {
+        more += u64::from(made() > at);
+        // Reads are few where nothing is looked for on the disk.
+        if more > MORE || failing.reads && number > 40 {
+            break;
+        }
         if number % 7 == 3 {
             // A checkpoint may fail; it is tried again.
             let at = client.at(&crate::memory::address(sick))?;
@@ -150,7 +204,7 @@ async fn work(
             failed += 1;
             given_up += 1;
         }
-        if dice.below(4) == 0 {
+        if dice.below(6) == 0 {
             tokio::time::sleep(Duration::from_millis(dice.below(700))).await;
         }
         // A node by itself that has stopped answers nobody any more.

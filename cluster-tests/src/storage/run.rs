@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use parking_lot::Mutex;
 use quire::base::{DatabaseName, NodeId};
 use quire::disk::FakeDisk;
@@ -279,6 +279,32 @@ pub async fn add_to_set(client: &Client, ledger: &Ledger) -> (End, Result<(), Dr
     (end_of(&result), result)
 }
 
+/// Something is there that must not be, or is not there that must.
+#[derive(Debug)]
+struct Wrong(String);
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+/// Whether an error of a comparison says that an answer was wrong; else there was none.
+pub fn is_wrong(error: &anyhow::Error) -> bool {
+    error.is::<Wrong>()
+}
+
+/// Fails as wrong unless it is so.
+macro_rules! must {
+    ($so:expr, $($said:tt)*) => {
+        if !$so {
+            return Err(Wrong(format!($($said)*)).into());
+        }
+    };
+}
+
 /// Where reads of everything come from.
 pub struct Reader<'a> {
     member: &'a Arc<Member>,
@@ -351,14 +377,14 @@ impl<'a> Reader<'a> {
             for (part, row) in (0..).zip(parts) {
                 let (tx, number, body) = row;
                 let right = Dice::nth(*tx as u64, part).bytes(40 + *tx as u64 * 37 % 700);
-                ensure!(*number == part as i64 && *body == right, "half of transaction {tx}");
+                must!(*number == part as i64 && *body == right, "half of transaction {tx}");
             }
-            ensure!(parts.len() as u64 == PARTS, "a part of a transaction");
+            must!(parts.len() as u64 == PARTS, "a part of a transaction");
             found.push(parts[0].0 as u64);
         }
         let total = self.rows(&mut session, "SELECT n, 0, x'' FROM total").await?;
         if let Some((total, ..)) = total.first() {
-            ensure!(*total == rows.len() as i64, "the trigger counted {total} of {}", rows.len());
+            must!(*total == rows.len() as i64, "the trigger counted {total} of {}", rows.len());
         }
         Ok(Some(found))
     }
@@ -377,6 +403,7 @@ impl<'a> Reader<'a> {
         for (at, name) in CHAINS.iter().enumerate() {
             let content = match self.content(name).await {
                 Ok(content) => content,
+                Err(error) if is_wrong(&error) => return Err(error),
                 Err(error) => {
                     found.push(damaged(name, error)?);
                     continue;
@@ -384,13 +411,15 @@ impl<'a> Reader<'a> {
             };
             let (least, most) = bounds.chains[at];
             let Some(prefix) = ledger.scripts[at].prefix(content, most) else {
-                bail!("{name} is what it never was (between {least} and {most} transactions)");
+                let between = format!("between {least} and {most} transactions");
+                return Err(Wrong(format!("{name} is what it never was ({between})")).into());
             };
-            ensure!(prefix >= least, "{name}: {least} acknowledged, and lost from {prefix} on");
+            must!(prefix >= least, "{name}: {least} acknowledged, and lost from {prefix} on");
             found.push(content.map_or(Found::Absent, |_| Found::Right(prefix as u64)));
         }
         let set = match self.set().await {
             Ok(set) => set,
+            Err(error) if is_wrong(&error) => return Err(error),
             Err(error) => {
                 found.push(damaged(SET, error)?);
                 return Ok(found);
@@ -399,8 +428,8 @@ impl<'a> Reader<'a> {
         let (must, below) = &bounds.set;
         let there = set.clone().unwrap_or_default();
         let lost: Vec<&u64> = must.iter().filter(|tx| there.binary_search(tx).is_err()).collect();
-        ensure!(lost.is_empty(), "{SET}: acknowledged, and lost: {lost:?}");
-        ensure!(there.iter().all(|tx| tx < below), "{SET}: one that was never attempted");
+        must!(lost.is_empty(), "{SET}: acknowledged, and lost: {lost:?}");
+        must!(there.iter().all(|tx| tx < below), "{SET}: one that was never attempted");
         found.push(set.map_or(Found::Absent, |set| Found::Right(set.len() as u64)));
         Ok(found)
     }
@@ -417,7 +446,7 @@ impl<'a> Reader<'a> {
             }
             let sql = "SELECT 0, 0, CAST(integrity_check AS BLOB) FROM pragma_integrity_check";
             let verdict = self.rows(&mut session, sql).await?;
-            ensure!(verdict == [(0, 0, b"ok".to_vec())], "{name}: {verdict:?}");
+            must!(verdict == [(0, 0, b"ok".to_vec())], "{name}: {verdict:?}");
         }
         Ok(())
     }
