@@ -204,7 +204,8 @@ async fn record_reception(seed: u64) -> Result<Run> {
     run::agree(&nodes).await?;
     // Until the install record is gone and a checkpoint is made.
     nodes.member(3).checkpoint().await?;
-    let installed = nodes.disks[&3].transcript().iter().any(|call| call.contains("incoming/install"));
+    let installed =
+        nodes.disks[&3].transcript().iter().any(|call| call.contains("incoming/install"));
     ensure!(installed, "node 3 was at {has} and got no snapshot");
     let to = ledger.now();
     nodes.stop_all().await;

@@ -109,9 +109,8 @@ fn images(seed: u64) -> Result<(Run, Vec<Image>)> {
     let dice = Dice::new(seed);
     let mut images = Vec::new();
     let of_a_checkpoint = [(); 2].map(|()| (*dice.pick(&wanted), true));
-    for (n, ended) in [(calls, false), (calls - dice.below(calls / 2), false)]
-        .into_iter()
-        .chain(of_a_checkpoint)
+    for (n, ended) in
+        [(calls, false), (calls - dice.below(calls / 2), false)].into_iter().chain(of_a_checkpoint)
     {
         let after = disk.after_cut(n, 1);
         let last_group_bytes_max = if ended {
@@ -423,7 +422,9 @@ async fn same_files(nodes: &Trio) -> Result<()> {
         let disk = &nodes.disks[id];
         let stored = |path: &String| path.starts_with("databases/");
         let paths = disk.paths().into_iter().filter(stored);
-        files.push(paths.map(|path| (path.clone(), disk.bytes(&path).unwrap_or_default())).collect());
+        files.push(
+            paths.map(|path| (path.clone(), disk.bytes(&path).unwrap_or_default())).collect(),
+        );
     }
     for (id, other) in nodes.nodes.keys().zip(&files) {
         for (path, bytes) in &files[0] {

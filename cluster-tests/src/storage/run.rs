@@ -20,8 +20,8 @@ use quire::sqlite::Cancel;
 use quire::wire::Value;
 use tokio::time::sleep;
 
-use super::ops::{Content, Digest, Op, Script, TABLES, VERSION, rows_of};
 use super::Dice;
+use super::ops::{Content, Digest, Op, Script, TABLES, VERSION, rows_of};
 use crate::memory::{Trio, address, until};
 
 /// The databases whose transactions come one after the other.
@@ -167,7 +167,13 @@ impl Ledger {
 }
 
 /// The transactions of one phase, several databases and writers at a time.
-pub async fn phase(client: &Client, ledger: &Ledger, seed: u64, upto: usize, set: u64) -> Result<()> {
+pub async fn phase(
+    client: &Client,
+    ledger: &Ledger,
+    seed: u64,
+    upto: usize,
+    set: u64,
+) -> Result<()> {
     let pause = Dice::new(seed ^ 0x5e7);
     let chains = (0..CHAINS.len()).map(|at| chain(client, ledger, at, upto, &pause));
     let writers = (0..WRITERS).map(|_| set_writer(client, ledger, set, &pause));
