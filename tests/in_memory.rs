@@ -377,3 +377,89 @@ async fn a_repeat_is_looked_for_before_it_is_prepared() {
     }
     trio.stop_all().await;
 }
+
+/// The disk failed while a node was starting, and its consensus ended. The task that waits until
+/// what was applied before is applied again was told so at once, asked again, and so on: a processor
+/// was busy with that for as long as the process lived, and on one thread nobody else had a turn.
+#[test]
+fn a_start_that_meets_a_failing_disk_comes_to_rest() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let disk = FakeDisk::new();
+            let on = |disk: &FakeDisk| Trio::on([(1, disk.clone())].into());
+            let mut alone = on(&disk);
+            alone.run(1).await;
+            alone.leader().await;
+            alone.client().database("shop").execute("CREATE TABLE t(x)", vec![]).await.unwrap();
+            alone.stop_all().await;
+            let mut stopped = 0;
+            for n in 0..30 {
+                let disk = disk.after_cut(u64::MAX, 1);
+                disk.fail_from(disk.calls() + n, quire::disk::Fault::Io);
+                let mut alone = on(&disk);
+                if alone.try_run(1).await.is_ok() {
+                    sleep(Duration::from_secs(5)).await;
+                    let fatal = alone.member(1).wait_fatal().now_or_never();
+                    stopped += usize::from(fatal.is_some());
+                }
+            }
+            assert!(stopped > 0, "the disk was good for long enough");
+        });
+        done.send(()).unwrap();
+    });
+    let ended = ended.recv_timeout(Duration::from_secs(60));
+    assert!(ended.is_ok(), "somebody is busy for ever, or the thread has said why not");
+}
+
+/// A copy was known to be damaged already, and a new connection to it was opened: SQLite's bare
+/// "database disk image is malformed" went to the client, which took it for a fault of the database
+/// instead of asking another member.
+#[tokio::test(start_paused = true)]
+async fn a_new_connection_to_a_damaged_copy_says_that_it_is_damaged() {
+    let mut alone = Trio::on([(1, FakeDisk::new())].into());
+    alone.run(1).await;
+    alone.leader().await;
+    let client = alone.client();
+    client.database("shop").execute("CREATE TABLE t(x)", vec![]).await.unwrap();
+    alone.store(1).set_damaged("page 7 does not match its hash".to_owned());
+    let options = ConnectionOptions {
+        view: View::Applied,
+        shared: true,
+        transaction_bytes_max: 1 << 20,
+        cache_kib: 100,
+        space: TempSpace::new(Arc::new(FakeDisk::unrecorded()), 1 << 20),
+        time_limit: None,
+    };
+    let error = Connection::open(alone.store(1), &options).err().unwrap();
+    let failure = Failure::from(error);
+    assert!(matches!(&failure, Failure::Damaged(what) if what.contains("page 7")), "{failure:?}");
+    alone.stop_all().await;
+}
+
+/// The disk gave back a checkpoint record of an earlier time, and the log did not hold any more what
+/// followed that. Consensus refused to start, with a sentence about re-applying logs that told
+/// nobody what was wrong.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_record_of_before_what_the_log_holds_is_refused_in_plain_words() {
+    let disk = FakeDisk::new();
+    let mut alone = Trio::on([(1, disk.clone())].into());
+    alone.run(1).await;
+    alone.leader().await;
+    let shop = alone.client().database("shop");
+    shop.execute("CREATE TABLE t(x)", vec![]).await.unwrap();
+    alone.member(1).checkpoint().await.unwrap();
+    let earlier = disk.bytes("checkpoint").unwrap();
+    shop.execute("INSERT INTO t VALUES(1)", vec![]).await.unwrap();
+    let covered = alone.member(1).checkpoint().await.unwrap().unwrap();
+    alone.member(1).core().purge(covered).await;
+    sleep(Duration::from_secs(1)).await;
+    alone.stop(1).await;
+    quire::disk::replace(&disk, "checkpoint", &earlier).unwrap();
+    let refused = alone.try_run(1).await.unwrap_err().to_string();
+    for part in ["the log begins after entry", "the checkpoint record covers", "join it anew"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+}

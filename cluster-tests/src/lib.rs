@@ -11,8 +11,12 @@
 //! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
 
 pub mod check;
+#[path = "../../tests/common/trio.rs"]
+#[allow(missing_docs)]
+pub mod memory;
 pub mod raw;
 pub mod sim;
+pub mod storage;
 pub mod timeline;
 
 use std::fs::{File, OpenOptions};

@@ -14,16 +14,21 @@
 //! *Invariant*: no thread, clock or randomness but the seeds passed in; the same calls in the same
 //! order give the same disk.
 
+mod content;
 mod state;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
 use self::state::{InodeId, Op, State};
 use super::{Disk, DiskFile, SqliteLock};
+
+/// So many recorded calls are replayed at most to cut the power after one of them.
+const CALLS_BETWEEN_MARKS: usize = 64;
 
 /// What a cut does to everything that was not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +77,12 @@ struct Inner {
     /// Where `history` starts from.
     initial: State,
     history: Option<Vec<Op>>,
+    /// The state after every so many calls of `history`, not to replay all of it for each cut.
+    marks: Vec<State>,
+    /// What each call of `history` was the count's when it was made.
+    ticks: Vec<u64>,
+    /// Counts calls, of all disks that share it.
+    count: Arc<AtomicU64>,
     /// Mutating calls so far, failed ones included.
     calls: u64,
     /// Which of them fail, and how.
@@ -107,11 +118,27 @@ impl FakeDisk {
         FakeDisk::from_state(State::default(), false)
     }
 
+    /// An empty disk that records its calls on a count which it shares with other disks, so that
+    /// the power can fail under all of them at one moment ([`FakeDisk::calls_before`]).
+    pub fn counted_by(count: Arc<AtomicU64>) -> FakeDisk {
+        let disk = FakeDisk::new();
+        disk.shared.inner.lock().count = count;
+        disk
+    }
+
+    /// How many of the recorded calls were made before the shared count reached `tick`.
+    pub fn calls_before(&self, tick: u64) -> u64 {
+        self.shared.inner.lock().ticks.partition_point(|made| *made < tick) as u64
+    }
+
     fn from_state(state: State, recording: bool) -> FakeDisk {
         let inner = Inner {
             initial: if recording { state.clone() } else { State::default() },
             state,
             history: recording.then(Vec::new),
+            marks: Vec::new(),
+            ticks: Vec::new(),
+            count: Arc::default(),
             calls: 0,
             faults: BTreeMap::new(),
             fault_from: None,
@@ -132,6 +159,11 @@ impl FakeDisk {
         self.shared.inner.lock().calls
     }
 
+    /// How many reads were made (the n of [`FakeDisk::fail_read`]).
+    pub fn reads(&self) -> u64 {
+        self.shared.inner.lock().reads
+    }
+
     /// The recorded calls as text, one line each, for reading.
     pub fn transcript(&self) -> Vec<String> {
         let inner = self.shared.inner.lock();
@@ -146,8 +178,11 @@ impl FakeDisk {
         let Some(history) = &inner.history else {
             return FakeDisk::from_state(inner.state.after_cut(Cut::from_seed(seed)), false);
         };
-        let mut state = inner.initial.clone();
-        for op in history.iter().take(usize::try_from(n).unwrap_or(usize::MAX)) {
+        let n = usize::try_from(n).unwrap_or(usize::MAX).min(history.len());
+        let mark = (n / CALLS_BETWEEN_MARKS).min(inner.marks.len());
+        let last = mark.checked_sub(1).and_then(|last| inner.marks.get(last));
+        let mut state = last.unwrap_or(&inner.initial).clone();
+        for op in &history[mark * CALLS_BETWEEN_MARKS..n] {
             state.apply(op);
         }
         FakeDisk::from_state(state.after_cut(Cut::from_seed(seed)), true)
@@ -227,11 +262,37 @@ impl FakeDisk {
         })
     }
 
+    /// Damages a file, durably and without a call: nothing is left of it from `len` on.
+    pub fn truncate(&self, path: &str, len: u64) -> io::Result<()> {
+        self.damage(path, &|bytes| bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX)))
+    }
+
+    /// Damages a file, durably and without a call: its bytes from `offset` on are those that are
+    /// in `of` there, as many as `len` or as there are (`from.1` on, of the file `from.0`): a
+    /// block of another place, or of an earlier time.
+    pub fn misdirect(
+        &self,
+        (path, offset): (&str, u64),
+        of: &FakeDisk,
+        (from, start): (&str, u64),
+        len: usize,
+    ) -> io::Result<()> {
+        let source = of.bytes(from)?;
+        let start = usize::try_from(start).unwrap_or(usize::MAX).min(source.len());
+        self.overwrite(path, offset, &source[start..source.len().min(start + len)])
+    }
+
+    /// The paths of all files, in order.
+    pub fn paths(&self) -> Vec<String> {
+        self.shared.inner.lock().state.paths()
+    }
+
     fn damage(&self, path: &str, change: &dyn Fn(&mut Vec<u8>)) -> io::Result<()> {
         let mut inner = self.shared.inner.lock();
         let inode = inner.state.lookup(path)?;
         inner.state.damage(inode, change);
-        let Inner { initial, history, .. } = &mut *inner;
+        let Inner { initial, history, marks, .. } = &mut *inner;
+        marks.clear();
         if history.is_some()
             && let Ok(inode) = initial.lookup(path)
         {
@@ -321,9 +382,14 @@ impl Inner {
         self.state.collect(&self.open);
     }
 
+    /// Records a call that is done.
     fn record(&mut self, op: Op) {
-        if let Some(history) = &mut self.history {
-            history.push(op);
+        let tick = self.count.fetch_add(1, Ordering::SeqCst);
+        let Some(history) = &mut self.history else { return };
+        history.push(op);
+        self.ticks.push(tick);
+        if history.len() == (self.marks.len() + 1) * CALLS_BETWEEN_MARKS {
+            self.marks.push(self.state.clone());
         }
     }
 
@@ -437,11 +503,8 @@ impl Drop for FakeFile {
 impl DiskFile for FakeFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk.read(|state| {
-            let content = state.content(self.inode);
-            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
-            let got = buf.len().min(content.len() - start);
-            buf[..got].copy_from_slice(&content[start..start + got]);
-            Ok(got)
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            Ok(state.content(self.inode).read(start, buf))
         })
     }
 

@@ -54,13 +54,12 @@ pub fn spawn_rounds(member: &Arc<Member>) -> JoinHandle<()> {
 pub fn spawn_recovery(member: &Arc<Member>) -> JoinHandle<()> {
     let member = member.clone();
     tokio::spawn(async move {
-        while !member.core.recovered().await {
-            // It waits no more, then.
-            if member.core.view().fatal.is_some() {
+        while let Some(recovered) = member.core.recovered().await {
+            if recovered {
+                member.reads.recovered.send_replace(true);
                 return;
             }
         }
-        member.reads.recovered.send_replace(true);
     })
 }
 

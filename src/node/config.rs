@@ -175,6 +175,9 @@ pub struct Limits {
     /// Bytes of log kept, although checkpointed, for followers that are behind. Default 128 MiB.
     #[serde(with = "text::size")]
     pub log_keep_bytes: u64,
+    /// A file of the log is made at this size. Default, and at most, 16 MiB.
+    #[serde(with = "text::size")]
+    pub log_segment_bytes: u64,
     /// Bytes that the data directory may hold before the node behaves as on a full disk; in
     /// text, `none` for as many as the disk has. For tests; the one key that SIGHUP takes over
     /// while the node runs. Default none.
@@ -290,6 +293,7 @@ impl Default for Limits {
             transaction_bytes: 4 << 30,
             overlay_bytes: 64 << 20,
             log_keep_bytes: 128 << 20,
+            log_segment_bytes: limits::LOG_SEGMENT_BYTES,
             disk_budget: None,
         }
     }

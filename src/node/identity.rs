@@ -2,6 +2,9 @@
 //! joins a cluster and never changed afterwards, and so is that it was told that it is a member; the
 //! address is that of its last start.
 //!
+//! Its last line is a checksum of all before it: a digit of an id that went bad would make the node
+//! another one, which votes in its name. A file of a build that wrote none is taken without.
+//!
 //! *Invariant*: a data directory serves one node of one cluster, for ever.
 
 use std::io;
@@ -17,6 +20,9 @@ const PATH: &str = "node.toml";
 
 /// The format of the data directory that this build reads and writes.
 const FORMAT: u32 = 1;
+
+/// How the last line begins.
+const CHECKSUM: &str = "checksum = ";
 
 /// What `node.toml` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,15 +64,16 @@ impl StoredIdentity {
             NodeError::Configuration(format!("the data directory's node.toml {what}: {mend}"))
         };
         let text = String::from_utf8(bytes).map_err(|_| wrong("is not text"))?;
+        let text = checked(&text).ok_or_else(|| wrong("does not match its checksum"))?;
         let Format { format } =
-            toml::from_str(&text).map_err(|_| wrong("does not say its format"))?;
+            toml::from_str(text).map_err(|_| wrong("does not say its format"))?;
         if format > FORMAT {
             return Err(NodeError::Configuration(format!(
                 "the data directory has format {format} and this build reads up to {FORMAT}: \
                  start a newer quire"
             )));
         }
-        toml::from_str(&text).map(Some).map_err(|error| wrong(error.message()))
+        toml::from_str(text).map(Some).map_err(|error| wrong(error.message()))
     }
 
     /// The cluster's id; 0 for none.
@@ -85,6 +92,70 @@ impl StoredIdentity {
     pub fn store(&self, disk: &dyn Disk) -> io::Result<()> {
         let text = toml::to_string(self).map_err(io::Error::other)?;
         let head = "# Written by the node. It ties this directory to one node of one cluster.\n";
-        disk::replace(disk, PATH, format!("{head}{text}").as_bytes())
+        let text = format!("{head}{text}");
+        let sum = crc32c::crc32c(text.as_bytes());
+        disk::replace(disk, PATH, format!("{text}{CHECKSUM}\"{sum:08x}\"\n").as_bytes())
+    }
+}
+
+/// The text before the checksum; all of it, where there is none. `None` where it does not match.
+fn checked(text: &str) -> Option<&str> {
+    let Some((before, sum)) = text.rsplit_once(CHECKSUM) else { return Some(text) };
+    let matches = sum == format!("\"{:08x}\"\n", crc32c::crc32c(before.as_bytes()));
+    matches.then_some(before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::FakeDisk;
+
+    /// A bit of a digit of `node.toml` changed while its node was stopped. It started as node 3 of
+    /// the same cluster, beside the true node 3: two nodes voted in one name.
+    #[test]
+    fn whichever_bit_changes_nobody_becomes_another_node() {
+        let disk = FakeDisk::new();
+        let identity = StoredIdentity::new(1, "127.0.0.1:9001").in_cluster(0xa5a5);
+        identity.store(&disk).unwrap();
+        let bytes = disk.bytes(PATH).unwrap();
+        let mut harmless = 0;
+        for at in 0..bytes.len() as u64 * 8 {
+            disk.flip(PATH, at / 8, &[1 << (at % 8)]).unwrap();
+            match StoredIdentity::load(&disk) {
+                Ok(Some(loaded)) => {
+                    assert_eq!(loaded, identity, "bit {at}");
+                    harmless += 1;
+                }
+                Ok(None) => panic!("it is gone"),
+                Err(error) => assert!(error.to_string().contains("restore it"), "{error}"),
+            }
+            disk.flip(PATH, at / 8, &[1 << (at % 8)]).unwrap();
+        }
+        // The sign of a comment in place of the first letter of the checksum's key.
+        assert!(harmless <= 1, "{harmless}");
+        for len in 1..bytes.len() as u64 {
+            let disk = disk.cut(crate::disk::Cut::Keep);
+            disk.truncate(PATH, len).unwrap();
+            if let Ok(loaded) = StoredIdentity::load(&disk) {
+                assert_eq!(loaded.as_ref(), Some(&identity), "{len} bytes");
+            }
+        }
+    }
+
+    /// The bytes that docs/format.md describes; and what an earlier build wrote.
+    #[test]
+    fn the_text_is_the_documented_one() {
+        let disk = FakeDisk::new();
+        let mut identity = StoredIdentity::new(7, "a:1").in_cluster(0x1f);
+        identity.joined = true;
+        identity.store(&disk).unwrap();
+        let text = "# Written by the node. It ties this directory to one node of one cluster.\n\
+                    format = 1\nid = 7\ncluster = \"000000000000001f\"\naddress = \"a:1\"\n\
+                    joined = true\n";
+        let sum = crc32c::crc32c(text.as_bytes());
+        let expected = format!("{text}checksum = \"{sum:08x}\"\n");
+        assert_eq!(String::from_utf8(disk.bytes(PATH).unwrap()).unwrap(), expected);
+        disk::replace(&disk, PATH, text.as_bytes()).unwrap();
+        assert_eq!(StoredIdentity::load(&disk).unwrap(), Some(identity));
     }
 }

@@ -51,7 +51,9 @@ pub async fn open_log(
 ) -> Result<Log, NodeError> {
     let failed = |error: LogError| NodeError::Failed(error.to_string());
     for _ in 0..DAMAGES_MAX {
-        let opened = Log::open(disk.clone(), env.executor, LogOptions::default());
+        let segment_bytes = config.limits.log_segment_bytes;
+        let options = LogOptions { segment_bytes, ..LogOptions::default() };
+        let opened = Log::open(disk.clone(), env.executor, options);
         let (segment, offset, first_index, last_index) = match opened {
             Ok(log) => return Ok(log),
             Err(LogError::Damaged { segment, offset, first_index, last_index }) => {

@@ -398,17 +398,26 @@ async fn check_same_cluster(
     }
 }
 
-/// The log must reach up to what the checkpoint record covers, or somebody has removed it.
+/// The log must begin where the checkpoint record ends, or before, and reach up to there; or
+/// somebody has removed part of it, or the record is that of an earlier time.
 fn check_log_reaches(log: &Log, catalog: &Catalog) -> Result<(), NodeError> {
     let state = log.state();
-    let Some(recorded) = catalog.recorded().last else { return Ok(()) };
-    if state.last.max(state.purged).is_some_and(|last| last.index >= recorded.index) {
+    let recorded = catalog.recorded().last.map(|last| last.index);
+    let mend = "part of the data directory is missing; restore it whole, or remove this member and \
+                join it anew";
+    if let Some(purged) = state.purged.filter(|purged| recorded < Some(purged.index)) {
+        let covers = recorded.map_or("nothing".to_owned(), |index| format!("entry {index}"));
+        return Err(NodeError::Failed(format!(
+            "the log begins after entry {}, and the checkpoint record covers {covers}: {mend}",
+            purged.index
+        )));
+    }
+    let Some(recorded) = recorded else { return Ok(()) };
+    if state.last.max(state.purged).is_some_and(|last| last.index >= recorded) {
         return Ok(());
     }
     Err(NodeError::Failed(format!(
-        "the log ends before entry {}, which the checkpoint covers: part of the data directory is \
-         missing; restore it whole, or remove this member and join it anew",
-        recorded.index
+        "the log ends before entry {recorded}, which the checkpoint covers: {mend}"
     )))
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
+use openraft::metrics::WaitError;
 use openraft::raft::ReadPolicy;
 use openraft::type_config::alias::{OneshotReceiverOf, SerdeInstantOf, WatchReceiverOf};
 use openraft::{Instant as _, ServerState};
@@ -236,9 +237,13 @@ impl Core {
     }
 
     /// Waits a while for everything that was applied before the last stop to be applied again.
-    /// Whether it is.
-    pub async fn recovered(&self) -> bool {
-        self.raft.wait_for_recovery(Some(RECOVERY_WAIT)).await.is_ok()
+    /// Whether it is; `None` when the core has ended, and will apply nothing any more.
+    pub async fn recovered(&self) -> Option<bool> {
+        match self.raft.wait_for_recovery(Some(RECOVERY_WAIT)).await {
+            Ok(_) => Some(true),
+            Err(WaitError::Timeout(..)) => Some(false),
+            Err(WaitError::ShuttingDown) => None,
+        }
     }
 
     /// Makes this node the only member of a new cluster. Fine when it already is a member.

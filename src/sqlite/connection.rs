@@ -317,15 +317,18 @@ impl Connection {
         options.space.enter();
         let opened = rusqlite::Connection::open_with_flags_and_vfs(&name, flags, vfs::VFS_NAME);
         vfs::withdraw(&name);
+        // SQLite reads the file's header already here.
+        let raw = opened.map_err(|error| because(&link, error.into()))?;
         let mut connection = Connection {
-            raw: opened?,
+            raw,
             link,
             guard: Guard::new(options.shared),
             space: options.space.clone(),
             stop: Stop::new(options.time_limit.clone()),
             counters: Arc::default(),
         };
-        connection.configure(options)?;
+        let configured = connection.configure(options);
+        configured.map_err(|error| because(&connection.link, error))?;
         Ok(connection)
     }
 
@@ -668,8 +671,8 @@ impl Connection {
     }
 
     /// Adds what the file below knows about an error.
-    fn explain(&self, mut error: SqlError) -> SqlError {
-        error.cause = self.link.take_error().map(Box::new).or(error.cause);
+    fn explain(&self, error: SqlError) -> SqlError {
+        let mut error = because(&self.link, error);
         if let Some(cause @ (PagesError::Refused(_) | PagesError::SnapshotTooOld)) =
             error.cause.as_deref()
         {
@@ -683,6 +686,12 @@ impl Connection {
         }
         error
     }
+}
+
+/// An error, with what the file below knows of its cause.
+fn because(link: &Link, error: SqlError) -> SqlError {
+    let cause = link.take_error().map(Box::new).or(error.cause);
+    SqlError { cause, ..error }
 }
 
 /// The error of every statement on a connection that has held a version that was dropped.

@@ -17,7 +17,7 @@ use quire::base::{Clock, DatabaseName, Env, Executor, NodeId, SplitMix};
 use quire::disk::FakeDisk;
 use quire::driver::{Client, Dial, Options, Stream};
 use quire::member::Member;
-use quire::node::{Config, Node, Surroundings};
+use quire::node::{Config, Node, NodeError, Surroundings};
 use quire::pages::Store;
 use quire::raft::connection::{Dialer, PeerStream};
 use quire::server::Listener;
@@ -32,7 +32,7 @@ const PIPE_BYTES: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The clock of the runtime, which a test has stopped.
-pub struct Stopped(Instant);
+pub struct Stopped(pub Instant);
 
 impl Clock for Stopped {
     fn monotonic(&self) -> Duration {
@@ -119,12 +119,14 @@ impl Dial for Outside {
     }
 }
 
-/// Three nodes.
+/// Three nodes, or as many as there are disks.
 pub struct Trio {
     pub net: Arc<Net>,
     pub clock: Arc<Stopped>,
     pub disks: BTreeMap<NodeId, FakeDisk>,
     pub nodes: BTreeMap<NodeId, Node>,
+    /// What is not as by default in each node's configuration.
+    pub configure: fn(&mut Config),
 }
 
 pub fn address(id: NodeId) -> String {
@@ -133,32 +135,48 @@ pub fn address(id: NodeId) -> String {
 
 impl Trio {
     pub async fn start() -> Trio {
-        let disks = (1..=3).map(|id| (id, FakeDisk::new())).collect();
-        let clock = Arc::new(Stopped(Instant::now()));
-        let mut trio = Trio { net: Arc::default(), clock, disks, nodes: BTreeMap::new() };
+        let mut trio = Trio::on((1..=3).map(|id| (id, FakeDisk::new())).collect());
         for id in 1..=3 {
             trio.run(id).await;
         }
-        until("three voters", || {
-            let member = trio.nodes.values().find(|node| node.member().leading_term().is_ok())?;
+        trio.all_vote().await;
+        trio
+    }
+
+    /// Nodes that do not run yet, by their disks.
+    pub fn on(disks: BTreeMap<NodeId, FakeDisk>) -> Trio {
+        let clock = Arc::new(Stopped(Instant::now()));
+        let (net, nodes) = (Arc::default(), BTreeMap::new());
+        Trio { net, clock, disks, nodes, configure: |_| {} }
+    }
+
+    /// Waits until as many vote as there are disks.
+    pub async fn all_vote(&self) {
+        until("all to vote", || {
+            let member = self.nodes.values().find(|node| node.member().leading_term().is_ok())?;
             let leadership = member.member().leadership();
             let voters = leadership.members.iter().filter(|member| member.votes()).count();
-            (voters == 3).then_some(())
+            (voters == self.disks.len()).then_some(())
         })
         .await;
-        trio
     }
 
     /// Starts a node on what its disk has.
     pub async fn run(&mut self, id: NodeId) {
+        self.try_run(id).await.unwrap();
+    }
+
+    /// The same; why it did not start, if it did not.
+    pub async fn try_run(&mut self, id: NodeId) -> Result<(), NodeError> {
         let join = if id == 1 { vec![] } else { (1..=3).map(address).collect() };
-        let config = Config {
+        let mut config = Config {
             id: Some(id),
             address: address(id),
             bootstrap: id == 1,
             join,
             ..Config::default()
         };
+        (self.configure)(&mut config);
         let on = Surroundings {
             listener: self.net.listen(&address(id)),
             dialer: Arc::new(From(self.net.clone(), address(id))),
@@ -169,7 +187,8 @@ impl Trio {
                 executor: Executor::Inline,
             },
         };
-        self.nodes.insert(id, Node::start_on(config, on).await.unwrap());
+        self.nodes.insert(id, Node::start_on(config, on).await?);
+        Ok(())
     }
 
     pub async fn stop(&mut self, id: NodeId) {

@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::Cut;
+use super::content::{Content, EMPTY};
 use crate::base::{Randomness, SplitMix};
 
 /// The unit of a torn write.
@@ -63,8 +64,8 @@ enum What {
 
 #[derive(Clone, Default)]
 struct Inode {
-    content: Vec<u8>,
-    durable: Vec<u8>,
+    content: Content,
+    durable: Content,
     changes: Vec<Change>,
 }
 
@@ -125,8 +126,18 @@ impl State {
         names.filter(|(_, n)| matches!(n, Node::File(_))).map(|(name, _)| name.clone()).collect()
     }
 
-    pub(super) fn content(&self, inode: InodeId) -> &[u8] {
-        self.inodes.get(&inode).map_or(&[], |inode| &inode.content)
+    pub(super) fn paths(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        for (dir, entries) in &self.dirs {
+            for name in entries.names.iter().filter(|(_, n)| matches!(n, Node::File(_))) {
+                paths.push(format!("{dir}/{}", name.0).trim_start_matches('/').to_owned());
+            }
+        }
+        paths
+    }
+
+    pub(super) fn content(&self, inode: InodeId) -> &Content {
+        self.inodes.get(&inode).map_or(&EMPTY, |inode| &inode.content)
     }
 
     pub(super) fn bytes_total(&self) -> u64 {
@@ -267,8 +278,11 @@ impl State {
     /// Changes a file's bytes behind everybody's back.
     pub(super) fn damage(&mut self, inode: InodeId, change: &dyn Fn(&mut Vec<u8>)) {
         if let Some(inode) = self.inodes.get_mut(&inode) {
-            change(&mut inode.content);
-            change(&mut inode.durable);
+            for content in [&mut inode.content, &mut inode.durable] {
+                let mut bytes = content.to_vec();
+                change(&mut bytes);
+                *content = Content::from(&bytes[..]);
+            }
         }
     }
 
@@ -317,20 +331,16 @@ fn set_all(names: &mut BTreeMap<String, Node>, change: &Names) {
 }
 
 impl What {
-    fn apply(&self, content: &mut Vec<u8>) {
+    fn apply(&self, content: &mut Content) {
         match self {
             What::Write { offset, data } => write(content, *offset, data),
-            What::SetLen { len } => content.resize(usize::try_from(*len).unwrap_or(0), 0),
+            What::SetLen { len } => content.resize(usize::try_from(*len).unwrap_or(0)),
         }
     }
 }
 
-fn write(content: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    let start = usize::try_from(offset).unwrap_or(0);
-    if content.len() < start + data.len() {
-        content.resize(start + data.len(), 0);
-    }
-    content[start..start + data.len()].copy_from_slice(data);
+fn write(content: &mut Content, offset: u64, data: &[u8]) {
+    content.write(usize::try_from(offset).unwrap_or(0), data);
 }
 
 impl Inode {
@@ -344,7 +354,7 @@ impl Inode {
         }
     }
 
-    fn after_cut(&self, dice: &mut Dice) -> Vec<u8> {
+    fn after_cut(&self, dice: &mut Dice) -> Content {
         let mut content = self.durable.clone();
         for change in &self.changes {
             match (change.synced, dice.fate()) {
@@ -361,7 +371,7 @@ impl Inode {
 }
 
 /// Writes some of the sectors of a write.
-fn tear(content: &mut Vec<u8>, offset: u64, data: &[u8], dice: &mut Dice) {
+fn tear(content: &mut Content, offset: u64, data: &[u8], dice: &mut Dice) {
     let mut from = 0;
     while from < data.len() {
         let at = offset + from as u64;

@@ -1,4 +1,6 @@
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Cut, FakeDisk, Fault};
 use crate::disk::{Disk, SqliteLock, read_all, replace};
@@ -127,4 +129,50 @@ fn a_held_sync_waits() {
     }
     disk.release_syncs();
     thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn blocks_of_elsewhere_and_files_that_end_early() {
+    let disk = FakeDisk::new();
+    disk.create_dir("d").unwrap();
+    let file = disk.create("d/f").unwrap();
+    file.write_at(&[1; 6000], 0).unwrap();
+    file.sync().unwrap();
+    disk.create("e").unwrap().write_at(b"other", 0).unwrap();
+    assert_eq!(disk.paths(), ["e", "d/f"]);
+    let earlier = disk.cut(Cut::Keep);
+    file.write_at(&[2; 6000], 0).unwrap();
+    file.sync().unwrap();
+    disk.misdirect(("d/f", 4096), &disk, ("e", 1), 512).unwrap();
+    assert_eq!(disk.bytes("d/f").unwrap()[4095..4101], *b"\x02ther\x02");
+    disk.misdirect(("d/f", 5800), &earlier, ("d/f", 5800), 512).unwrap();
+    assert_eq!(disk.bytes("d/f").unwrap()[5799..], [&[2][..], &[1; 200]].concat());
+    disk.truncate("d/f", 5999).unwrap();
+    assert_eq!(file.len().unwrap(), 5999);
+    assert_eq!(disk.cut(Cut::Lose).bytes("e").unwrap_or_default(), b"", "a name that was lost");
+    assert_eq!(disk.cut(Cut::Keep).bytes("d/f").unwrap().len(), 5999);
+}
+
+/// Two disks under which the power fails at one moment; and however long the record is, what a cut
+/// leaves is what the calls before it made.
+#[test]
+fn disks_that_share_a_count_are_cut_at_one_moment() {
+    let count = Arc::new(AtomicU64::new(0));
+    let disks = [(); 2].map(|()| FakeDisk::counted_by(count.clone()));
+    let files = disks.each_ref().map(|disk| disk.create("f").unwrap());
+    disks.iter().for_each(|disk| disk.sync_dir("").unwrap());
+    for round in 0..200_u8 {
+        files[usize::from(round % 3 == 0)].write_at(&[round; 2000], 0).unwrap();
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 204);
+    for tick in 4..=204 {
+        let calls = disks.each_ref().map(|disk| disk.calls_before(tick));
+        assert_eq!(calls.iter().sum::<u64>(), tick);
+        for (disk, n) in disks.iter().zip(calls).filter(|(_, n)| *n > 2) {
+            let last = read_all(&disk.after_cut(n, 1), "f").unwrap()[0];
+            let write = n - 3;
+            let round = [write / 2 * 3 + 1 + write % 2, write * 3][usize::from(n == calls[1])];
+            assert!(calls[0] == calls[1] || u64::from(last) == round, "{tick}");
+        }
+    }
 }

@@ -7,10 +7,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Config, ConfigError};
+use crate::base::limits::LOG_SEGMENT_BYTES;
 use crate::base::{DatabaseName, address};
 
 /// The smallest sensible bound on a frame: what a client may send before anything is known of it.
 const FRAME_BYTES_MIN: u64 = 64 << 10;
+
+/// No file of the log is made smaller.
+const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 
 type Check = Result<(), ConfigError>;
 
@@ -168,6 +172,9 @@ impl Config {
                 return wrong(format!("limits.{key}: it must be at least 1 MiB"));
             }
         }
+        if !(SEGMENT_BYTES_MIN..=LOG_SEGMENT_BYTES).contains(&l.log_segment_bytes) {
+            return wrong("limits.log_segment_bytes: it must be from 64 KiB to 16 MiB");
+        }
         Ok(())
     }
 }
@@ -307,6 +314,10 @@ mod tests {
         assert_eq!(
             error(|c| c.limits.overlay_bytes = 7),
             "limits.overlay_bytes: it must be at least 1 MiB"
+        );
+        assert_eq!(
+            error(|c| c.limits.log_segment_bytes = 17 << 20),
+            "limits.log_segment_bytes: it must be from 64 KiB to 16 MiB"
         );
         assert_eq!(
             error(|c| c.roles.voters = 4),
