@@ -199,6 +199,7 @@ impl Place {
         // So that members that were away for some seconds need a snapshot.
         config.limits.log_keep_bytes = 64 << 10;
         config.limits.overlay_bytes = 256 << 10;
+        config.limits.log_segment_bytes = 256 << 10;
         config
     }
 
