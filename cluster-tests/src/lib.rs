@@ -10,6 +10,7 @@
 //! *Invariant*: only processes started here get signals, each by its own id, and all are gone
 //! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
 
+pub mod chaos;
 pub mod check;
 pub mod raw;
 
@@ -25,6 +26,8 @@ use quire::driver::{self, Client, NodeInfo};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::chaos::relay::Relay;
+
 /// How long anything may take that should take a moment: this machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,7 +40,7 @@ static PLACES: Semaphore = Semaphore::const_new(CLUSTERS_MAX);
 const LOG_TAIL_BYTES: usize = 8 << 10;
 
 /// How a cluster is started.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// How many nodes.
     pub nodes: usize,
@@ -45,16 +48,24 @@ pub struct Options {
     pub flags: Vec<String>,
     /// Variables of the environment, for every node.
     pub environment: Vec<(String, String)>,
+    /// What all that is said to a node passes through: each tells the others an address of it.
+    pub relay: Option<Arc<Relay>>,
 }
 
 impl Options {
     /// `nodes` nodes with the default configuration, but that as many vote as can.
     pub fn new(nodes: usize) -> Options {
-        let options = Options { nodes, flags: Vec::new(), environment: Vec::new() };
+        let options = Options { nodes, flags: Vec::new(), environment: Vec::new(), relay: None };
         match nodes {
             0..=3 => options,
             more => options.set("roles.voters", &odd(more).to_string()),
         }
+    }
+
+    /// Puts a relay between the nodes, and before them.
+    pub fn relay(mut self, relay: &Arc<Relay>) -> Options {
+        self.relay = Some(relay.clone());
+        self
     }
 
     /// Gives every node this configuration file.
@@ -111,7 +122,10 @@ pub struct Cluster {
 
 struct Node {
     id: usize,
+    /// What it tells the others.
     address: String,
+    /// Where it listens, if that is another one.
+    listen: Option<String>,
     dir: PathBuf,
     child: Option<Child>,
     paused: bool,
@@ -149,15 +163,11 @@ impl Cluster {
     /// Starts the processes and does not wait for anything.
     pub fn launch(options: Options) -> Result<Cluster> {
         let dir = tempfile::tempdir()?;
-        let node = |(id, port): (usize, u16)| Node {
-            id,
-            address: format!("127.0.0.1:{port}"),
-            dir: dir.path().join(id.to_string()),
-            child: None,
-            paused: false,
-            flags: Vec::new(),
+        let relay = options.relay.as_deref();
+        let node = |(id, port): (usize, u16)| {
+            Node::new(id, format!("127.0.0.1:{port}"), dir.path(), relay)
         };
-        let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect();
+        let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect::<Result<_>>()?;
         let mut cluster = Cluster { options, dir: Some(dir), nodes, place: None };
         for id in 1..=cluster.options.nodes {
             cluster.restart(id)?;
@@ -173,6 +183,12 @@ impl Cluster {
     /// The address of node `id`.
     pub fn address(&self, id: usize) -> &str {
         &self.node(id).address
+    }
+
+    /// Where node `id` itself listens: past the relay, if there is one.
+    pub fn direct(&self, id: usize) -> &str {
+        let node = self.node(id);
+        node.listen.as_deref().unwrap_or(&node.address)
     }
 
     /// All addresses as the client commands take them.
@@ -289,7 +305,7 @@ impl Cluster {
     pub async fn members(&self) -> Vec<NodeInfo> {
         let Some(leader) = self.leader().await else { return Vec::new() };
         let Ok(client) = self.client() else { return Vec::new() };
-        let Ok(client) = client.at(self.address(leader)) else { return Vec::new() };
+        let Ok(client) = client.at(self.direct(leader)) else { return Vec::new() };
         client.cluster().await.unwrap_or_default()
     }
 
@@ -325,9 +341,9 @@ impl Cluster {
     /// Gives a new node a place: its id is the next one. It is not started.
     pub fn prepare(&mut self) -> Result<usize> {
         let id = self.nodes.len() + 1;
-        let dir = self.dir.as_ref().context("a cluster that runs")?.path().join(id.to_string());
-        let address = free_address()?;
-        self.nodes.push(Node { id, address, dir, child: None, paused: false, flags: Vec::new() });
+        let dir = self.dir.as_ref().context("a cluster that runs")?.path();
+        let relay = self.options.relay.as_deref();
+        self.nodes.push(Node::new(id, free_address()?, dir, relay)?);
         Ok(id)
     }
 
@@ -396,7 +412,7 @@ impl Cluster {
     pub async fn leader(&self) -> Option<usize> {
         let mut found = None;
         for id in self.running() {
-            let known = leader_known_to(self.address(id)).await?;
+            let known = leader_known_to(self.direct(id)).await?;
             if found.as_ref().is_some_and(|other| *other != known) {
                 return None;
             }
@@ -459,6 +475,16 @@ impl Drop for Cluster {
 }
 
 impl Node {
+    /// One that listens at `address`, or behind the relay.
+    fn new(id: usize, address: String, dir: &Path, relay: Option<&Relay>) -> Result<Node> {
+        let (address, listen) = match relay {
+            Some(relay) => (relay.add(id, &address)?, Some(address)),
+            None => (address, None),
+        };
+        let dir = dir.join(id.to_string());
+        Ok(Node { id, address, listen, dir, child: None, paused: false, flags: Vec::new() })
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.with_extension("log")
     }
@@ -473,6 +499,9 @@ impl Node {
         let mut command = Command::new(program()?);
         command.args(["serve", "--parent-pipe", "--id", &self.id.to_string()]);
         command.arg("--dir").arg(&self.dir).args(["--address", &self.address]);
+        if let Some(listen) = &self.listen {
+            command.args(["--listen", listen]);
+        }
         if self.id == 1 {
             command.arg("--bootstrap");
         } else {

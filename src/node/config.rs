@@ -36,10 +36,14 @@ pub struct Config {
     /// own, and one given here must be the same. Default none.
     #[serde(with = "text::id")]
     pub id: Option<NodeId>,
-    /// Where the node listens, and what stands in the membership for clients and peers:
-    /// `host:port`, the path of a Unix socket, or `@name` for an abstract one.
-    /// Default `127.0.0.1:9001`.
+    /// What stands in the membership for clients and peers, and where the node listens unless
+    /// `listen` says otherwise: `host:port`, the path of a Unix socket, or `@name` for an abstract
+    /// one. Default `127.0.0.1:9001`.
     pub address: String,
+    /// Where the node listens, if that is not `address`: behind a proxy, a published port, or on
+    /// all of the machine's addresses (`0.0.0.0:9001`). In text, empty for the same. Default none.
+    #[serde(with = "text::optional")]
+    pub listen: Option<String>,
     /// Addresses of members of the cluster to join, any of them. Ignored once this node is a
     /// member. Default none.
     pub join: Vec<String>,
@@ -222,6 +226,11 @@ impl Config {
         toml::to_string(self).unwrap_or_default()
     }
 
+    /// Where the node listens.
+    pub fn listens_at(&self) -> &str {
+        self.listen.as_deref().unwrap_or(&self.address)
+    }
+
     /// The addresses of this node and of those it joins, without doubles.
     pub fn known_addresses(&self) -> Vec<String> {
         let mut all = vec![self.address.clone()];
@@ -240,6 +249,7 @@ impl Default for Config {
             data_dir: PathBuf::from("data"),
             id: None,
             address: "127.0.0.1:9001".to_owned(),
+            listen: None,
             join: Vec::new(),
             bootstrap: false,
             wait: false,
@@ -356,6 +366,7 @@ mod tests {
     #[test]
     fn printing_and_reading_gives_the_same() {
         let mut config = Config { id: Some(7), join: vec!["a:1".into()], ..Config::default() };
+        config.listen = Some("0.0.0.0:1".into());
         config.timeouts.statement = Some(std::time::Duration::from_millis(1500));
         config.limits.disk_budget = Some(12_345_678);
         assert_eq!(toml::from_str::<Config>(&config.to_toml()).unwrap(), config);
