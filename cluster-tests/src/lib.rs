@@ -13,6 +13,7 @@
 pub mod chaos;
 pub mod check;
 pub mod raw;
+pub mod timeline;
 
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
