@@ -18,7 +18,7 @@ pub mod timeline;
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -239,6 +239,17 @@ impl Cluster {
         self.node_mut(id).end(Signal::TERM)
     }
 
+    /// The ids of all nodes that there ever were.
+    pub fn all(&self) -> impl Iterator<Item = usize> {
+        self.nodes.iter().map(|node| node.id)
+    }
+
+    /// How node `id` ended, if it did so by itself.
+    pub fn has_ended(&mut self, id: usize) -> Result<Option<ExitStatus>> {
+        let child = self.node_mut(id).child.as_mut();
+        Ok(child.map(Child::try_wait).transpose()?.flatten())
+    }
+
     /// Waits until node `id` has ended by itself, and returns its exit code.
     pub async fn wait_for_end(&mut self, id: usize) -> Result<Option<i32>> {
         let node = self.node_mut(id);
@@ -290,8 +301,7 @@ impl Cluster {
         let nodes = self.nodes.len();
         wait_for("all nodes to be members, and voters", async || {
             for id in 1..=nodes {
-                let child = self.node_mut(id).child.as_mut();
-                if let Some(status) = child.map(Child::try_wait).transpose()?.flatten() {
+                if let Some(status) = self.has_ended(id)? {
                     bail!("node {id} has ended ({status}): {}", self.log(id));
                 }
             }
@@ -631,7 +641,7 @@ fn find_program() -> Result<PathBuf> {
     let profile = if profile == "debug" { "dev" } else { profile };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "quire", "--bin", "quire", "--profile", profile])
+        .args(["build", "--quiet", "--workspace", "--bin", "quire", "--profile", profile])
         .arg("--target-dir")
         .arg(target)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))

@@ -56,20 +56,20 @@ pub struct Link {
     pub stalls: u64,
     /// How many of ten thousand pieces end in a reset.
     pub resets: u64,
+}
+
+/// A link as those see it that carry over it.
+#[derive(Clone, Copy)]
+struct Carried {
+    link: Link,
     /// A change of it resets the connections that there are.
     epoch: u64,
 }
 
 impl Link {
     /// One without a fault.
-    pub const QUICK: Link = Link {
-        open: true,
-        latency: Duration::ZERO,
-        jitter: Duration::ZERO,
-        stalls: 0,
-        resets: 0,
-        epoch: 0,
-    };
+    pub const QUICK: Link =
+        Link { open: true, latency: Duration::ZERO, jitter: Duration::ZERO, stalls: 0, resets: 0 };
 
     /// One that nothing goes over.
     pub const CUT: Link = Link { open: false, ..Link::QUICK };
@@ -82,7 +82,7 @@ pub struct Relay {
 }
 
 struct Shared {
-    links: Mutex<BTreeMap<(usize, usize), watch::Sender<Link>>>,
+    links: Mutex<BTreeMap<(usize, usize), watch::Sender<Carried>>>,
     chance: SplitMix,
     bytes: AtomicU64,
     stalls: AtomicU64,
@@ -119,7 +119,7 @@ impl Relay {
 
     /// Changes one direction. What is open there goes on as the link says.
     pub fn set(&self, from: usize, to: usize, link: Link) {
-        self.shared.sender(from, to).send_modify(|now| *now = Link { epoch: now.epoch, ..link });
+        self.shared.sender(from, to).send_modify(|carried| carried.link = link);
     }
 
     /// Changes both directions.
@@ -131,14 +131,14 @@ impl Relay {
     /// Resets the connections between two parties.
     pub fn reset(&self, a: usize, b: usize) {
         for (from, to) in [(a, b), (b, a)] {
-            self.shared.sender(from, to).send_modify(|link| link.epoch += 1);
+            self.shared.sender(from, to).send_modify(|carried| carried.epoch += 1);
         }
     }
 
     /// Heals every link.
     pub fn heal(&self) {
-        for link in self.shared.links.lock().values() {
-            link.send_modify(|now| *now = Link { epoch: now.epoch, ..Link::QUICK });
+        for carried in self.shared.links.lock().values() {
+            carried.send_modify(|carried| carried.link = Link::QUICK);
         }
     }
 
@@ -159,12 +159,15 @@ impl Drop for Relay {
 }
 
 impl Shared {
-    fn sender(&self, from: usize, to: usize) -> watch::Sender<Link> {
+    fn sender(&self, from: usize, to: usize) -> watch::Sender<Carried> {
         let mut links = self.links.lock();
-        links.entry((from, to)).or_insert_with(|| watch::Sender::new(Link::QUICK)).clone()
+        links
+            .entry((from, to))
+            .or_insert_with(|| watch::Sender::new(Carried { link: Link::QUICK, epoch: 0 }))
+            .clone()
     }
 
-    fn link(&self, from: usize, to: usize) -> watch::Receiver<Link> {
+    fn link(&self, from: usize, to: usize) -> watch::Receiver<Carried> {
         self.sender(from, to).subscribe()
     }
 
@@ -197,7 +200,7 @@ async fn carry(mut near: TcpStream, to: usize, target: String, shared: Arc<Share
     let (mut forth, mut back) = (shared.link(from, to), shared.link(to, from));
     let dialled = async {
         for link in [&mut forth, &mut back] {
-            link.wait_for(|link| link.open).await.map_err(io::Error::other)?;
+            link.wait_for(|carried| carried.link.open).await.map_err(io::Error::other)?;
         }
         TcpStream::connect(target).await
     };
@@ -259,7 +262,7 @@ async fn who(near: &mut TcpStream) -> io::Result<(usize, Bytes)> {
 struct Flow<'a> {
     from: ReadHalf<'a>,
     to: WriteHalf<'a>,
-    link: watch::Receiver<Link>,
+    link: watch::Receiver<Carried>,
     shared: &'a Shared,
     /// What waits, and until when.
     held: VecDeque<(Instant, Bytes)>,
@@ -271,7 +274,7 @@ impl<'a> Flow<'a> {
     fn new(
         from: ReadHalf<'a>,
         to: WriteHalf<'a>,
-        link: watch::Receiver<Link>,
+        link: watch::Receiver<Carried>,
         shared: &'a Shared,
         first: Bytes,
     ) -> Flow<'a> {
@@ -289,8 +292,8 @@ impl<'a> Flow<'a> {
         let mut buffer = BytesMut::new();
         let mut ended = false;
         loop {
-            let link = *self.link.borrow_and_update();
-            if link.epoch != self.epoch {
+            let Carried { link, epoch } = *self.link.borrow_and_update();
+            if epoch != self.epoch {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             if link.open {
