@@ -3,7 +3,7 @@
 //! serializable, the replicas are the same to the byte, and writes come back.
 //!
 //! The long form is `cargo run -p cluster-tests -- soak`. One of these by hand:
-//! `QUIRE_CHAOS=bank,pause,3,7,60 cargo test -p cluster-tests --test nemeses by_hand` is workload,
+//! `CHAOS_RUN=bank,pause,3,7,60 cargo test -p cluster-tests --test nemeses by_hand` is workload,
 //! nemesis, nodes, seed and seconds.
 
 use std::time::Duration;
@@ -44,13 +44,31 @@ runs! {
     all_are_restarted_one_by_one: Register, Upgrade, 3;
 }
 
+/// What the runs above rest on: clients that read what a member that is cut off still has, and take
+/// it for the newest, are found out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stale_reads_are_found() -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let plan = Plan {
+        stale: true,
+        others: 0,
+        out: out.path().to_owned(),
+        ..Plan::short(Work::Register, Nemesis::Member, 1)
+    };
+    let report = run(&plan).await?;
+    let found = report.violations.iter().any(|violation| violation.contains("register"));
+    anyhow::ensure!(found, "{}: {:?}", report.summary(), report.violations);
+    anyhow::ensure!(out.path().join(plan.name()).join("history.jsonl").is_file());
+    Ok(())
+}
+
 /// A run of one's choice; see above.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn by_hand() -> Result<()> {
-    let Ok(chosen) = std::env::var("QUIRE_CHAOS") else { return Ok(()) };
+    let Ok(chosen) = std::env::var("CHAOS_RUN") else { return Ok(()) };
     let parts: Vec<&str> = chosen.split(',').collect();
     let [work, nemesis, nodes, seed, seconds] = parts[..] else {
-        anyhow::bail!("QUIRE_CHAOS is workload, nemesis, nodes, seed and seconds");
+        anyhow::bail!("CHAOS_RUN is workload, nemesis, nodes, seed and seconds");
     };
     let work = Work::ALL.into_iter().find(|of| of.name() == work).context("no such workload")?;
     let nemesis = Nemesis::named(nemesis).context("no such nemesis")?;

@@ -430,6 +430,10 @@ impl World {
         let new = self.cluster.grow()?;
         self.members.insert(new);
         self.wait_listed(new).await?;
+        if self.chance.one_in(2) {
+            // Refused while the roles change, and then nothing is lost but a chance.
+            let _ = self.operator.transfer(None).await;
+        }
         Ok(Fault { label: format!("join {new}"), undo: vec![Undo::Shrink(new)] })
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::join_all;
 use parking_lot::Mutex;
-use quire::driver::{Begin, Client, Database, Options as ClientOptions, ReadLevel};
+use quire::driver::{Begin, Client, Database, Options as ClientOptions, ReadFrom, ReadLevel};
 use tokio::task::JoinSet;
 
 use super::Chance;
@@ -80,6 +80,9 @@ pub struct Plan {
     pub clients: Option<usize>,
     /// How many clients there are in each of the other languages.
     pub others: u32,
+    /// Whether the driver's clients read whatever the next member has, which is a mistake: for a
+    /// test of the checkers.
+    pub stale: bool,
     /// What all dice are cast with.
     pub seed: u64,
     /// Where evidence and pictures are put.
@@ -97,6 +100,7 @@ impl Plan {
             fault: (Duration::from_millis(1500), Duration::from_secs(3)),
             clients: None,
             others: 2,
+            stale: false,
             seed,
             out: Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/chaos"),
         }
@@ -303,10 +307,14 @@ impl<'a, W: Workload> Run<'a, W> {
     }
 
     fn start_clients(&mut self) {
+        let mut database = self.client.database(W::NAME).timeout(CALL_MAX);
+        if self.plan.stale {
+            database = database.read_level(ReadLevel::Local).read_from(ReadFrom::Any);
+        }
         for number in 0..self.plan.clients.unwrap_or(W::CLIENTS) {
             let seed = self.plan.seed.wrapping_mul(1_000_003).wrapping_add(number as u64);
             let worker = Worker::<W> {
-                database: self.client.database(W::NAME).timeout(CALL_MAX),
+                database: database.clone(),
                 ledger: self.ledger.clone(),
                 stop: self.stop.clone(),
                 chance: Chance::new(seed),
@@ -503,11 +511,11 @@ impl<W: Workload> Worker<W> {
     }
 
     fn style(&self) -> Style {
-        match self.chance.below(4) {
-            0 | 1 => Style::Single,
-            2 => Style::Many(Begin::Deferred),
-            _ => Style::Many(Begin::Immediate),
+        if !self.chance.one_in(W::MANY_ONE_IN) {
+            return Style::Single;
         }
+        let immediate = self.chance.one_in(2);
+        Style::Many(if immediate { Begin::Immediate } else { Begin::Deferred })
     }
 }
 

@@ -53,6 +53,8 @@ pub trait Workload: Send + Sync + 'static {
     const NAME: &'static str;
     /// How many clients it has, unless told otherwise.
     const CLIENTS: usize;
+    /// One in so many operations is done in a transaction of several statements.
+    const MANY_ONE_IN: u64;
     /// Its tables.
     const SCHEMA: Schema;
 
@@ -93,6 +95,7 @@ impl Workload for Set {
     type Op = SetOp;
     const NAME: &'static str = "set";
     const CLIENTS: usize = 64;
+    const MANY_ONE_IN: u64 = 40;
     const SCHEMA: Schema = &["CREATE TABLE IF NOT EXISTS s(element INTEGER PRIMARY KEY)"];
 
     fn draw(turn: &Turn<'_>) -> SetOp {
@@ -154,6 +157,7 @@ impl Workload for Register {
     type Op = RegisterOp;
     const NAME: &'static str = "register";
     const CLIENTS: usize = 64;
+    const MANY_ONE_IN: u64 = 20;
     const SCHEMA: Schema = &["CREATE TABLE IF NOT EXISTS r(k INTEGER PRIMARY KEY, v INTEGER)"];
 
     fn draw(turn: &Turn<'_>) -> RegisterOp {
@@ -249,6 +253,7 @@ impl Workload for Lists {
     type Op = Vec<ListOp>;
     const NAME: &'static str = "lists";
     const CLIENTS: usize = 12;
+    const MANY_ONE_IN: u64 = 2;
     const SCHEMA: Schema = &["CREATE TABLE IF NOT EXISTS l(k INTEGER PRIMARY KEY, v TEXT)"];
 
     fn draw(turn: &Turn<'_>) -> Vec<ListOp> {
@@ -336,6 +341,7 @@ impl Workload for Bank {
     type Op = BankOp;
     const NAME: &'static str = "bank";
     const CLIENTS: usize = 12;
+    const MANY_ONE_IN: u64 = 2;
     const SCHEMA: Schema = &[
         "CREATE TABLE IF NOT EXISTS a(id INTEGER PRIMARY KEY, b INTEGER)",
         "INSERT INTO a VALUES(0, 100), (1, 100), (2, 100), (3, 100), (4, 100), (5, 100), (6, 100), \
