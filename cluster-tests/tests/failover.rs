@@ -32,6 +32,16 @@ async fn no_write_fails_when_leadership_is_handed_over() -> Result<()> {
     Ok(())
 }
 
+/// A leader that stops hands leadership over first, and answers what it was sent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_write_fails_when_the_leader_is_stopped() -> Result<()> {
+    let (gaps, failures) = failover::stops(times(6, 100)?).await?;
+    println!("leader stopped, longest time without an acknowledgement, {}", gaps.summary());
+    ensure!(failures.is_empty(), "{} failed: {}", failures.len(), failures[0]);
+    ensure!(gaps.percentile(100) < Duration::from_secs(10), "{gaps:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaders_stay_under_full_load() -> Result<()> {
     let lasting = Duration::from_secs(times(8, 3600)?.try_into()?);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use parking_lot::Mutex;
 use quire::driver::{Client, DriverError, Options};
 use quire::params;
@@ -15,8 +15,8 @@ use tokio::task::{JoinSet, block_in_place};
 
 use crate::{Cluster, PATIENCE, wait_for};
 
-/// How long after a transfer the gap may still come.
-const AFTER_TRANSFER: Duration = Duration::from_millis(700);
+/// How long after leadership was handed over the gap may still come.
+const AFTERWARDS: Duration = Duration::from_millis(700);
 
 /// Lengths of time, of which quantiles are asked.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +95,17 @@ impl Load {
         std::mem::take(&mut *self.told.acks.lock()).len() as u64
     }
 
+    /// The longest time without an acknowledgement, from `from` to a while after now.
+    async fn longest_gap(&self, from: Instant) -> Result<Duration> {
+        tokio::time::sleep(AFTERWARDS).await;
+        self.acknowledged_since(Instant::now()).await?;
+        let mut acked: Vec<Instant> = self.told.acks.lock().iter().map(|(_, at)| *at).collect();
+        acked.push(from);
+        acked.sort();
+        let gap = acked.windows(2).map(|pair| pair[1] - pair[0]).max();
+        gap.context("no write was acknowledged")
+    }
+
     async fn finish(mut self) -> Vec<DriverError> {
         self.stop.store(true, Ordering::Release);
         while self.writers.join_next().await.is_some() {}
@@ -155,13 +166,27 @@ pub async fn transfers(times: usize) -> Result<(Gaps, Vec<DriverError>)> {
         let from = Instant::now();
         let to = cluster.running().into_iter().find(|id| *id != leader).context("a follower")?;
         operator.transfer(Some(to as u64)).await?;
-        tokio::time::sleep(AFTER_TRANSFER).await;
+        gaps.push(load.longest_gap(from).await?);
+    }
+    Ok((gaps, load.finish().await))
+}
+
+/// Stops the leader in an orderly manner so many times: the longest time without an acknowledgement
+/// around each of them, and the writes that failed.
+pub async fn stops(times: usize) -> Result<(Gaps, Vec<DriverError>)> {
+    let mut cluster = Cluster::start(3).await?;
+    let load = Load::start(&cluster, 64).await?;
+    let mut gaps = Gaps::default();
+    for _ in 0..times {
+        let leader = cluster.wait_for_leader().await?;
         load.acknowledged_since(Instant::now()).await?;
-        let mut acked: Vec<Instant> = load.told.acks.lock().iter().map(|(_, at)| *at).collect();
-        acked.push(from);
-        acked.sort();
-        let gap = acked.windows(2).map(|pair| pair[1] - pair[0]).max();
-        gaps.push(gap.context("no write was acknowledged")?);
+        load.forget();
+        let from = Instant::now();
+        let code = block_in_place(|| cluster.stop(leader))?;
+        ensure!(code == Some(0), "node {leader} stopped with exit code {code:?}");
+        gaps.push(load.longest_gap(from).await?);
+        cluster.restart(leader)?;
+        cluster.wait_for_leader().await?;
     }
     Ok((gaps, load.finish().await))
 }
