@@ -130,11 +130,11 @@ pub struct Timeouts {
     #[serde(with = "text::duration")]
     pub heartbeat: Duration,
     /// A follower that has not heard from a leader campaigns after a random time between this...
-    /// Default 250 ms.
+    /// Default 200 ms.
     #[serde(with = "text::duration")]
     pub election_min: Duration,
     /// ... and this, counted from the end of the leader's lease, which is as long as this.
-    /// Default 500 ms.
+    /// Default 450 ms.
     #[serde(with = "text::duration")]
     pub election_max: Duration,
     /// How long a writer waits for its turn before `database is locked`. Default 5 s.
@@ -280,8 +280,8 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(250),
-            election_max: Duration::from_millis(500),
+            election_min: Duration::from_millis(200),
+            election_max: Duration::from_millis(450),
             busy: limits::BUSY_TIMEOUT,
             idle_transaction: limits::IDLE_TRANSACTION_MAX,
             idle_writer: limits::IDLE_WRITER_MAX,

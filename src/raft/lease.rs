@@ -70,10 +70,10 @@ mod tests {
         let clock = Arc::new(Hand(AtomicU64::new(5_000)));
         let timeouts = Timeouts::default();
         let guard = LeaseGuard::at_start(clock.clone(), &timeouts, false);
-        assert_eq!(guard.check(), Err(Guarded { left: Duration::from_millis(550) }));
-        clock.0.store(5_549, Ordering::SeqCst);
+        assert_eq!(guard.check(), Err(Guarded { left: Duration::from_millis(495) }));
+        clock.0.store(5_494, Ordering::SeqCst);
         assert!(guard.check().is_err());
-        clock.0.store(5_550, Ordering::SeqCst);
+        clock.0.store(5_495, Ordering::SeqCst);
         assert_eq!(guard.check(), Ok(()));
     }
 

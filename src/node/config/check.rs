@@ -339,7 +339,7 @@ mod tests {
             "roles.voters: it must be odd: 4 voters bear no more losses than 3"
         );
         assert_eq!(
-            error(|c| c.roles.offline_after = Duration::from_millis(999)),
+            error(|c| c.roles.offline_after = Duration::from_millis(899)),
             "roles.offline_after: it must be at least twice timeouts.election_max, else every \
              election moves roles"
         );
