@@ -10,6 +10,7 @@
 //! *Invariant*: only processes started here get signals, each by its own id, and all are gone
 //! when the [`Cluster`] is dropped; if a test fails, the end of each node's log is printed.
 
+pub mod chaos;
 pub mod check;
 #[path = "../../tests/common/trio.rs"]
 #[allow(missing_docs)]
@@ -22,7 +23,7 @@ pub mod timeline;
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use quire::driver::{self, Client, NodeInfo};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::chaos::relay::Relay;
 
 /// How long anything may take that should take a moment: this machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +46,7 @@ static PLACES: Semaphore = Semaphore::const_new(CLUSTERS_MAX);
 const LOG_TAIL_BYTES: usize = 8 << 10;
 
 /// How a cluster is started.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// How many nodes.
     pub nodes: usize,
@@ -51,16 +54,24 @@ pub struct Options {
     pub flags: Vec<String>,
     /// Variables of the environment, for every node.
     pub environment: Vec<(String, String)>,
+    /// What all that is said to a node passes through: each tells the others an address of it.
+    pub relay: Option<Arc<Relay>>,
 }
 
 impl Options {
     /// `nodes` nodes with the default configuration, but that as many vote as can.
     pub fn new(nodes: usize) -> Options {
-        let options = Options { nodes, flags: Vec::new(), environment: Vec::new() };
+        let options = Options { nodes, flags: Vec::new(), environment: Vec::new(), relay: None };
         match nodes {
             0..=3 => options,
             more => options.set("roles.voters", &odd(more).to_string()),
         }
+    }
+
+    /// Puts a relay between the nodes, and before them.
+    pub fn relay(mut self, relay: &Arc<Relay>) -> Options {
+        self.relay = Some(relay.clone());
+        self
     }
 
     /// Gives every node this configuration file.
@@ -117,7 +128,10 @@ pub struct Cluster {
 
 struct Node {
     id: usize,
+    /// What it tells the others.
     address: String,
+    /// Where it listens, if that is another one.
+    listen: Option<String>,
     dir: PathBuf,
     child: Option<Child>,
     paused: bool,
@@ -155,15 +169,11 @@ impl Cluster {
     /// Starts the processes and does not wait for anything.
     pub fn launch(options: Options) -> Result<Cluster> {
         let dir = tempfile::tempdir()?;
-        let node = |(id, port): (usize, u16)| Node {
-            id,
-            address: format!("127.0.0.1:{port}"),
-            dir: dir.path().join(id.to_string()),
-            child: None,
-            paused: false,
-            flags: Vec::new(),
+        let relay = options.relay.as_deref();
+        let node = |(id, port): (usize, u16)| {
+            Node::new(id, format!("127.0.0.1:{port}"), dir.path(), relay)
         };
-        let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect();
+        let nodes = (1..).zip(free_ports(options.nodes)?).map(node).collect::<Result<_>>()?;
         let mut cluster = Cluster { options, dir: Some(dir), nodes, place: None };
         for id in 1..=cluster.options.nodes {
             cluster.restart(id)?;
@@ -179,6 +189,12 @@ impl Cluster {
     /// The address of node `id`.
     pub fn address(&self, id: usize) -> &str {
         &self.node(id).address
+    }
+
+    /// Where node `id` itself listens: past the relay, if there is one.
+    pub fn direct(&self, id: usize) -> &str {
+        let node = self.node(id);
+        node.listen.as_deref().unwrap_or(&node.address)
     }
 
     /// All addresses as the client commands take them.
@@ -226,6 +242,17 @@ impl Cluster {
     /// Stops node `id` (SIGTERM), waits for its end and returns its exit code.
     pub fn stop(&mut self, id: usize) -> Result<Option<i32>> {
         self.node_mut(id).end(Signal::TERM)
+    }
+
+    /// The ids of all nodes that there ever were.
+    pub fn all(&self) -> impl Iterator<Item = usize> {
+        self.nodes.iter().map(|node| node.id)
+    }
+
+    /// How node `id` ended, if it did so by itself.
+    pub fn has_ended(&mut self, id: usize) -> Result<Option<ExitStatus>> {
+        let child = self.node_mut(id).child.as_mut();
+        Ok(child.map(Child::try_wait).transpose()?.flatten())
     }
 
     /// Waits until node `id` has ended by itself, and returns its exit code.
@@ -279,8 +306,7 @@ impl Cluster {
         let nodes = self.nodes.len();
         wait_for("all nodes to be members, and voters", async || {
             for id in 1..=nodes {
-                let child = self.node_mut(id).child.as_mut();
-                if let Some(status) = child.map(Child::try_wait).transpose()?.flatten() {
+                if let Some(status) = self.has_ended(id)? {
                     bail!("node {id} has ended ({status}): {}", self.log(id));
                 }
             }
@@ -295,7 +321,7 @@ impl Cluster {
     pub async fn members(&self) -> Vec<NodeInfo> {
         let Some(leader) = self.leader().await else { return Vec::new() };
         let Ok(client) = self.client() else { return Vec::new() };
-        let Ok(client) = client.at(self.address(leader)) else { return Vec::new() };
+        let Ok(client) = client.at(self.direct(leader)) else { return Vec::new() };
         client.cluster().await.unwrap_or_default()
     }
 
@@ -331,9 +357,9 @@ impl Cluster {
     /// Gives a new node a place: its id is the next one. It is not started.
     pub fn prepare(&mut self) -> Result<usize> {
         let id = self.nodes.len() + 1;
-        let dir = self.dir.as_ref().context("a cluster that runs")?.path().join(id.to_string());
-        let address = free_address()?;
-        self.nodes.push(Node { id, address, dir, child: None, paused: false, flags: Vec::new() });
+        let dir = self.dir.as_ref().context("a cluster that runs")?.path();
+        let relay = self.options.relay.as_deref();
+        self.nodes.push(Node::new(id, free_address()?, dir, relay)?);
         Ok(id)
     }
 
@@ -402,7 +428,7 @@ impl Cluster {
     pub async fn leader(&self) -> Option<usize> {
         let mut found = None;
         for id in self.running() {
-            let known = leader_known_to(self.address(id)).await?;
+            let known = leader_known_to(self.direct(id)).await?;
             if found.as_ref().is_some_and(|other| *other != known) {
                 return None;
             }
@@ -465,6 +491,16 @@ impl Drop for Cluster {
 }
 
 impl Node {
+    /// One that listens at `address`, or behind the relay.
+    fn new(id: usize, address: String, dir: &Path, relay: Option<&Relay>) -> Result<Node> {
+        let (address, listen) = match relay {
+            Some(relay) => (relay.add(id, &address)?, Some(address)),
+            None => (address, None),
+        };
+        let dir = dir.join(id.to_string());
+        Ok(Node { id, address, listen, dir, child: None, paused: false, flags: Vec::new() })
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.with_extension("log")
     }
@@ -479,6 +515,9 @@ impl Node {
         let mut command = Command::new(program()?);
         command.args(["serve", "--parent-pipe", "--id", &self.id.to_string()]);
         command.arg("--dir").arg(&self.dir).args(["--address", &self.address]);
+        if let Some(listen) = &self.listen {
+            command.args(["--listen", listen]);
+        }
         if self.id == 1 {
             command.arg("--bootstrap");
         } else {

@@ -71,6 +71,13 @@ fn a_node_whose_address_is_taken() {
     let lines: Vec<&str> = stderr.lines().filter(|line| line.starts_with("quire: ")).collect();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(lines.len() == 1 && lines[0].contains(&address), "{stderr}");
+    assert!(lines[0].ends_with("choose another with --address"), "{stderr}");
+    // Of the two it is the one where it listens that counts.
+    let output = quire(dir.path(), &["serve", "--bootstrap", "--listen", &address]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(&format!("quire: listen {address}")), "{stderr}");
+    assert!(stderr.trim_end().ends_with("choose another with --listen"), "{stderr}");
     assert!(!dir.path().join("data").exists(), "something was written");
 }
 

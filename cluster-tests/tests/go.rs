@@ -3,61 +3,19 @@
 //!
 //! Where Go or the package is not there, the tests say so and are skipped.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use cluster_tests::chaos::clients::go_clients;
 use cluster_tests::{Cluster, PATIENCE};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Where Debian puts the sources of Go packages.
-const GOPATH: &str = "/usr/share/gocode";
-
-const INSTALL: &str =
-    "apt-get install -y --no-install-recommends golang-go golang-github-canonical-go-dqlite-dev";
-
-/// The program, built once; `None`, and a line that says why, where it cannot be.
-fn clients() -> Result<Option<&'static Path>> {
-    static BUILT: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
-    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
-    match built {
-        Ok(built) => Ok(built.as_deref()),
-        Err(error) => bail!("{error}"),
-    }
-}
-
-fn build() -> Result<Option<PathBuf>> {
-    let missing = |what: &str| {
-        eprintln!("SKIPPED, go-dqlite is not tested: {what} is not there. To install: {INSTALL}");
-        Ok(None)
-    };
-    if std::process::Command::new("go").arg("version").output().is_err() {
-        return missing("the program go");
-    }
-    let package = Path::new(GOPATH).join("src/github.com/canonical/go-dqlite");
-    if !package.is_dir() {
-        return missing(&package.display().to_string());
-    }
-    let program = std::env::current_exe()?.with_file_name("go-clients");
-    // No module and no network: what is installed is what is used.
-    let output = std::process::Command::new("go")
-        .args(["build", "-tags", "nosqlite3", "-o"])
-        .arg(&program)
-        .arg(".")
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/clients/go"))
-        .envs([("GO111MODULE", "off"), ("GOPATH", GOPATH), ("GOFLAGS", ""), ("CGO_ENABLED", "0")])
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "go build: {said}");
-    Ok(Some(program))
-}
-
 /// Runs scenarios and does what the program asks for meanwhile.
 async fn run(cluster: &mut Cluster, dir: &Path, scenarios: &[&str]) -> Result<()> {
-    let Some(program) = clients()? else { return Ok(()) };
+    let Some(program) = go_clients()? else { return Ok(()) };
     let mut child = Command::new(program)
         .arg(cluster.servers())
         .arg(dir)
@@ -106,7 +64,7 @@ async fn a_dump_opens_in_sqlite() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
     let dir = tempfile::tempdir()?;
     run(&mut cluster, dir.path(), &["dump"]).await?;
-    if clients()?.is_some() {
+    if go_clients()?.is_some() {
         let copy = rusqlite::Connection::open(dir.path().join("go.db"))?;
         let check: String = copy.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
         assert_eq!(check, "ok");

@@ -7,39 +7,12 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use cluster_tests::chaos::clients::python;
 use cluster_tests::{Cluster, Options, PATIENCE, Shared};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 static CLUSTER: Shared = Shared::new(|| Options::new(3));
-
-const INSTALL: &str = "python3.13 -m venv target/python && target/python/bin/pip install \
-                       -r cluster-tests/clients/python/requirements.txt, then \
-                       QUIRE_TEST_PYTHON=target/python/bin/python";
-
-/// The interpreter; `None`, and a line that says why, where there is none that has what is needed.
-fn python() -> Option<String> {
-    let python = std::env::var("QUIRE_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let check = "import sys; assert sys.version_info >= (3, 13), sys.version; \
-                 import dqliteclient, dqlitedbapi, sqlalchemydqlite";
-    // The tests run in this package's directory, the variable is said in the repository's.
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let output = std::process::Command::new(&python)
-        .args(["-c", check])
-        .current_dir(root)
-        .stdin(Stdio::null())
-        .output();
-    let why = match output {
-        Ok(output) if output.status.success() => return Some(python),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            said.lines().last().unwrap_or_default().to_owned()
-        }
-        Err(error) => error.to_string(),
-    };
-    eprintln!("SKIPPED, the Python stack is not tested: {python}: {why}. To install: {INSTALL}");
-    None
-}
 
 async fn run(scenario: &str) -> Result<()> {
     let Some(python) = python() else { return Ok(()) };

@@ -12,6 +12,29 @@ const ADDRESS_BYTES_MAX: usize = 261;
 
 /// Checks that others can be told `address`; else what is wrong with it, and the mend.
 pub fn check(address: &str) -> Result<(), String> {
+    check_listen(address)?;
+    if is_wildcard(address) {
+        return Err(format!(
+            "nobody can dial {address}: name the host or address by which others reach this node"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether it stands for all addresses of a machine, as in `0.0.0.0:9001`.
+fn is_wildcard(address: &str) -> bool {
+    ip_of(address).is_some_and(|ip| ip.is_unspecified())
+}
+
+/// The IP address in it, if that and not a name is its host.
+fn ip_of(address: &str) -> Option<IpAddr> {
+    let (host, _) = address.rsplit_once(':')?;
+    host.trim_matches(['[', ']']).parse().ok()
+}
+
+/// Checks that a node can listen at `address`, which may stand for all of the machine's
+/// (`0.0.0.0:9001`); else what is wrong with it, and the mend.
+pub fn check_listen(address: &str) -> Result<(), String> {
     if address.len() > ADDRESS_BYTES_MAX {
         let bytes = address.len();
         return Err(format!(
@@ -53,11 +76,6 @@ pub fn check(address: &str) -> Result<(), String> {
             "\"{address}\" is not clear: put an IPv6 address in brackets, as in [::1]:9001"
         ));
     }
-    if bare.unwrap_or(host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-        return Err(format!(
-            "nobody can dial {address}: name the host or address by which others reach this node"
-        ));
-    }
     Ok(())
 }
 
@@ -66,6 +84,5 @@ pub fn has_host_name(address: &str) -> bool {
     if address.starts_with('@') || address.contains('/') {
         return false;
     }
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
+    ip_of(address).is_none()
 }

@@ -83,9 +83,12 @@ pub struct NodeArgs {
     /// This node's id; without one the node that founds a cluster is 1, and others are given one
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(..=ID_MAX))]
     pub id: Option<u64>,
-    /// Where to listen, and what the others are told: host:port, the path of a Unix socket, @name
+    /// What the others are told, and where to listen: host:port, the path of a Unix socket, @name
     #[arg(long, value_name = "ADDRESS")]
     pub address: Option<String>,
+    /// Where to listen, if that is another one (behind a proxy, in a container): 0.0.0.0:9001
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
     /// Members of the cluster to join
     #[arg(long, value_name = "ADDRESSES", value_delimiter = ',')]
     pub join: Vec<String>,
@@ -147,6 +150,9 @@ impl NodeArgs {
         }
         if let Some(address) = &self.address {
             flags.push(Override::new("--address", "address", address.clone()));
+        }
+        if let Some(listen) = &self.listen {
+            flags.push(Override::new("--listen", "listen", listen.clone()));
         }
         if !self.join.is_empty() {
             flags.push(Override::new("--join", "join", self.join.clone()));

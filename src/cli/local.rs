@@ -46,11 +46,12 @@ const LOG_BYTES_MAX: u64 = 64 << 20;
 const LOG_POLL: Duration = Duration::from_millis(200);
 
 /// The variables of a node's configuration that its place in the cluster decides.
-const DECIDED_HERE: [&str; 6] = [
+const DECIDED_HERE: [&str; 7] = [
     "QUIRE_CONFIG",
     "QUIRE_DATA_DIR",
     "QUIRE_ID",
     "QUIRE_ADDRESS",
+    "QUIRE_LISTEN",
     "QUIRE_JOIN",
     "QUIRE_BOOTSTRAP",
 ];

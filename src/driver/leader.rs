@@ -63,6 +63,7 @@ struct State {
 /// Pauses that grow, with jitter, so that clients do not come all at once.
 pub(super) struct Backoff {
     pause: Duration,
+    longest: Duration,
     random: Arc<dyn Randomness>,
 }
 
@@ -70,8 +71,17 @@ impl Backoff {
     const FIRST: Duration = Duration::from_millis(20);
     const LONGEST: Duration = Duration::from_secs(1);
 
+    /// Between two rounds of a search: an election takes about a second, and what is slept through
+    /// after it is time without writes. One search serves all callers of a client.
+    const LONGEST_IN_SEARCH: Duration = Duration::from_millis(150);
+
     pub(super) fn new(options: &Options) -> Backoff {
-        Backoff { pause: Backoff::FIRST, random: options.random.clone() }
+        let (pause, longest) = (Backoff::FIRST, Backoff::LONGEST);
+        Backoff { pause, longest, random: options.random.clone() }
+    }
+
+    fn in_search(options: &Options) -> Backoff {
+        Backoff { longest: Backoff::LONGEST_IN_SEARCH, ..Backoff::new(options) }
     }
 
     /// Waits between half of the pause and all of it; false if the deadline comes first.
@@ -79,7 +89,7 @@ impl Backoff {
         let half = self.pause / 2;
         let half_us = u64::try_from(half.as_micros()).unwrap_or(u64::MAX);
         let jitter = Duration::from_micros(self.random.next_u64() % half_us.max(1));
-        self.pause = (self.pause * 2).min(Backoff::LONGEST);
+        self.pause = (self.pause * 2).min(self.longest);
         let until = Instant::now() + half + jitter;
         tokio::time::sleep_until(until.min(deadline)).await;
         until < deadline
@@ -238,7 +248,7 @@ impl Leaders {
     }
 
     async fn search(&self, deadline: Instant) -> Option<(Arc<str>, Box<Connection>)> {
-        let mut backoff = Backoff::new(&self.options);
+        let mut backoff = Backoff::in_search(&self.options);
         while !self.closed.load(Ordering::Acquire) {
             let mut bystanders = Vec::new();
             let last = self.state.lock().last.take();

@@ -36,10 +36,14 @@ pub struct Config {
     /// own, and one given here must be the same. Default none.
     #[serde(with = "text::id")]
     pub id: Option<NodeId>,
-    /// Where the node listens, and what stands in the membership for clients and peers:
-    /// `host:port`, the path of a Unix socket, or `@name` for an abstract one.
-    /// Default `127.0.0.1:9001`.
+    /// What stands in the membership for clients and peers, and where the node listens unless
+    /// `listen` says otherwise: `host:port`, the path of a Unix socket, or `@name` for an abstract
+    /// one. Default `127.0.0.1:9001`.
     pub address: String,
+    /// Where the node listens, if that is not `address`: behind a proxy, a published port, or on
+    /// all of the machine's addresses (`0.0.0.0:9001`). In text, empty for the same. Default none.
+    #[serde(with = "text::optional")]
+    pub listen: Option<String>,
     /// Addresses of members of the cluster to join, any of them. Ignored once this node is a
     /// member. Default none.
     pub join: Vec<String>,
@@ -126,11 +130,11 @@ pub struct Timeouts {
     #[serde(with = "text::duration")]
     pub heartbeat: Duration,
     /// A follower that has not heard from a leader campaigns after a random time between this...
-    /// Default 400 ms.
+    /// Default 200 ms.
     #[serde(with = "text::duration")]
     pub election_min: Duration,
     /// ... and this, counted from the end of the leader's lease, which is as long as this.
-    /// Default 800 ms.
+    /// Default 450 ms.
     #[serde(with = "text::duration")]
     pub election_max: Duration,
     /// How long a writer waits for its turn before `database is locked`. Default 5 s.
@@ -225,6 +229,11 @@ impl Config {
         toml::to_string(self).unwrap_or_default()
     }
 
+    /// Where the node listens.
+    pub fn listens_at(&self) -> &str {
+        self.listen.as_deref().unwrap_or(&self.address)
+    }
+
     /// The addresses of this node and of those it joins, without doubles.
     pub fn known_addresses(&self) -> Vec<String> {
         let mut all = vec![self.address.clone()];
@@ -243,6 +252,7 @@ impl Default for Config {
             data_dir: PathBuf::from("data"),
             id: None,
             address: "127.0.0.1:9001".to_owned(),
+            listen: None,
             join: Vec::new(),
             bootstrap: false,
             wait: false,
@@ -273,8 +283,8 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(400),
-            election_max: Duration::from_millis(800),
+            election_min: Duration::from_millis(200),
+            election_max: Duration::from_millis(450),
             busy: limits::BUSY_TIMEOUT,
             idle_transaction: limits::IDLE_TRANSACTION_MAX,
             idle_writer: limits::IDLE_WRITER_MAX,
@@ -360,6 +370,7 @@ mod tests {
     #[test]
     fn printing_and_reading_gives_the_same() {
         let mut config = Config { id: Some(7), join: vec!["a:1".into()], ..Config::default() };
+        config.listen = Some("0.0.0.0:1".into());
         config.timeouts.statement = Some(std::time::Duration::from_millis(1500));
         config.limits.disk_budget = Some(12_345_678);
         assert_eq!(toml::from_str::<Config>(&config.to_toml()).unwrap(), config);

@@ -109,10 +109,11 @@ impl Node {
     pub async fn start(config: Config) -> Result<Node, NodeError> {
         config.validate().map_err(|error| NodeError::Configuration(error.to_string()))?;
         Program::read(&config)?;
-        let listener = Listener::bind(&config.address).await.map_err(|error| {
+        let listener = Listener::bind(config.listens_at()).await.map_err(|error| {
+            let key = if config.listen.is_some() { "listen" } else { "address" };
             NodeError::Configuration(format!(
-                "address {}: {error}: choose another with --address",
-                config.address
+                "{key} {}: {error}: choose another with --{key}",
+                config.listens_at()
             ))
         })?;
         let disk = open_directory(&config)?;

@@ -72,10 +72,10 @@ mod tests {
         let clock = Arc::new(Hand(AtomicU64::new(5_000)));
         let timeouts = Timeouts::default();
         let guard = LeaseGuard::at_start(clock.clone(), &timeouts, false);
-        assert_eq!(guard.check(), Err(Guarded { left: Duration::from_millis(880) }));
-        clock.0.store(5_879, Ordering::SeqCst);
+        assert_eq!(guard.check(), Err(Guarded { left: Duration::from_millis(495) }));
+        clock.0.store(5_494, Ordering::SeqCst);
         assert!(guard.check().is_err());
-        clock.0.store(5_880, Ordering::SeqCst);
+        clock.0.store(5_495, Ordering::SeqCst);
         assert_eq!(guard.check(), Ok(()));
     }
 

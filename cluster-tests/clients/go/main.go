@@ -2,6 +2,9 @@
 // go-dqlite's administration client, both unmodified.
 //
 //	clients ADDRESSES DIR SCENARIO...
+//	clients ADDRESSES workload ...
+//
+// The second form is in workload.go.
 //
 // It prints "ok SCENARIO" or "failed SCENARIO: why" for each, and exits with 1 if one failed. What
 // it cannot do itself it asks for on standard output ("kill ADDRESS") and waits for a line on
@@ -56,6 +59,13 @@ var scenarios = []scenario{
 }
 
 func main() {
+	if len(os.Args) > 2 && os.Args[2] == "workload" {
+		if err := workload(append(os.Args[1:2], os.Args[3:]...)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+		return
+	}
 	if len(os.Args) < 4 {
 		fmt.Fprintln(os.Stderr, "usage: clients ADDRESSES DIR SCENARIO...")
 		os.Exit(2)

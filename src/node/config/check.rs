@@ -66,6 +66,9 @@ impl Config {
 
     fn check_addresses(&self) -> Check {
         check_address("address", &self.address)?;
+        if let Some(listen) = &self.listen {
+            address::check_listen(listen).map_err(|why| ConfigError(format!("listen: {why}")))?;
+        }
         for address in &self.join {
             check_address("join", address)?;
         }
@@ -75,12 +78,13 @@ impl Config {
                 self.address
             ));
         }
-        if !self.insecure && !is_local(&self.address) {
-            return wrong(format!(
-                "address: {} is off loopback, and there is no TLS yet: use a loopback address, or \
-                 allow plain text on the network with --insecure (insecure = true)",
-                self.address
-            ));
+        for (key, address) in [("address", &*self.address), ("listen", self.listens_at())] {
+            if !self.insecure && !is_local(address) {
+                return wrong(format!(
+                    "{key}: {address} is off loopback, and there is no TLS yet: use a loopback \
+                     address, or allow plain text on the network with --insecure (insecure = true)"
+                ));
+            }
         }
         Ok(())
     }
@@ -244,6 +248,28 @@ mod tests {
         );
     }
 
+    /// A node in a container listens on all its addresses, and none of them is what others dial.
+    #[test]
+    fn a_node_may_listen_elsewhere_than_it_says() {
+        for listen in ["0.0.0.0:9001", "[::]:9001", "10.0.0.1:1"] {
+            let listen = Some(listen.to_owned());
+            Config { listen, insecure: true, ..Config::default() }.validate().unwrap();
+        }
+        let local = Config { listen: Some("@inside".into()), ..Config::default() };
+        local.validate().unwrap();
+        assert_eq!(local.listens_at(), "@inside");
+        assert_eq!(Config::default().listens_at(), "127.0.0.1:9001");
+        assert_eq!(
+            error(|c| c.listen = Some("0.0.0.0:9001".into())),
+            "listen: 0.0.0.0:9001 is off loopback, and there is no TLS yet: use a loopback \
+             address, or allow plain text on the network with --insecure (insecure = true)"
+        );
+        assert_eq!(
+            error(|c| c.listen = Some("localhost".into())),
+            "listen: \"localhost\" has no port: write host:port, the path of a Unix socket, or @name"
+        );
+    }
+
     #[test]
     fn addresses_that_are_none() {
         let mend = "write host:port, the path of a Unix socket, or @name";
@@ -324,7 +350,7 @@ mod tests {
             "roles.voters: it must be odd: 4 voters bear no more losses than 3"
         );
         assert_eq!(
-            error(|c| c.roles.offline_after = Duration::from_secs(1)),
+            error(|c| c.roles.offline_after = Duration::from_millis(899)),
             "roles.offline_after: it must be at least twice timeouts.election_max, else every \
              election moves roles"
         );

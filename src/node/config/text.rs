@@ -84,6 +84,13 @@ as_text!(
     |value| value.as_ref().map_or(String::new(), |path| path.to_string_lossy().into_owned())
 );
 
+as_text!(
+    /// A text; empty stands for none.
+    optional, Option<String>,
+    |text| Ok(Some(text.to_owned()).filter(|text| !text.is_empty())),
+    |value| value.clone().unwrap_or_default()
+);
+
 /// A node's id; 0 stands for none.
 pub mod id {
     use serde::{Deserialize, Deserializer, Serializer};
