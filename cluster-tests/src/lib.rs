@@ -17,6 +17,7 @@ pub mod check;
 pub mod memory;
 pub mod raw;
 pub mod sim;
+pub mod soak;
 pub mod storage;
 pub mod timeline;
 

@@ -64,6 +64,8 @@ pub struct Faults {
     replaced: bool,
     /// The new program is there.
     upgraded: bool,
+    /// When it comes, where nodes have a gate.
+    upgrade_at: Duration,
     /// How often each kind was done.
     counts: BTreeMap<&'static str, u64>,
 }
@@ -75,6 +77,7 @@ impl Faults {
             shared: shared.clone(),
             replaced: false,
             upgraded: false,
+            upgrade_at: Duration::from_millis(1_000 + seed % 30_000),
             places: places.to_vec(),
             pause_ms: PAUSES_MS[(seed % 4) as usize],
             random: SplitMix::new(seed),
@@ -113,6 +116,9 @@ impl Faults {
                 let pause = Duration::from_millis(200 + self.below(3_000));
                 self.mends.push((now + pause, Mend::Start(id)));
             }
+        }
+        if !self.upgraded && self.places[0].schema().is_some() && now >= self.upgrade_at {
+            self.upgrade();
         }
         if now >= self.next {
             self.next = now + Duration::from_millis(self.below(self.pause_ms));
@@ -153,7 +159,7 @@ impl Faults {
 
     fn begin(&mut self, sim: &mut Sim<'_>, until: Duration) {
         let id = self.pick();
-        let kind = match self.below(18) {
+        let kind = match self.below(17) {
             0..=2 => self.crash(sim, id, until),
             3 => self.crash_all(sim, until),
             4 => self.stop(id, until),
@@ -170,7 +176,6 @@ impl Faults {
                 self.ask(Ask::Assign(1 + self.below(self.nodes()), self.below(3)))
             }
             15 => self.replace(sim, id, until),
-            16 => self.upgrade(until),
             _ => self.clock(id, until),
         };
         *self.counts.entry(kind).or_default() += 1;
@@ -348,17 +353,14 @@ impl Faults {
     }
 
     /// All nodes are stopped and started again with the new program, one after the other.
-    fn upgrade(&mut self, until: Duration) -> &'static str {
-        if self.upgraded || self.places[0].schema().is_none() {
-            return "nothing";
-        }
+    fn upgrade(&mut self) {
         self.upgraded = true;
+        *self.counts.entry("upgrade").or_default() += 1;
         self.trace.note(|| "upgrade".to_owned());
         for number in 1..=self.nodes() {
-            let at = until + Duration::from_secs(5 * number);
+            let at = self.trace.now() + Duration::from_secs(5 * number);
             self.mends.push((at, Mend::Upgrade(number)));
         }
-        "upgrade"
     }
 
     /// Ends all faults.

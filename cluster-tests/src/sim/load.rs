@@ -165,7 +165,7 @@ pub async fn clients(
     let operator = load.worker(100, false)?;
     let operating = tokio::task::spawn_local(async move { operator.operate().await });
     let mut tasks = Vec::new();
-    for (number, kind) in [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5].into_iter().enumerate() {
+    for (number, kind) in [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6].into_iter().enumerate() {
         let worker = load.worker(number as u64 + 1, kind == 4)?;
         tasks.push(tokio::task::spawn_local(worker.run(kind)));
     }
@@ -250,7 +250,8 @@ impl Worker {
                 2 => self.bank().await,
                 3 => self.set().await,
                 4 => self.once().await,
-                _ => self.look().await,
+                5 => self.look().await,
+                _ => self.read_register(self.below(KEYS)).await,
             };
             if done && self.load.shared.healed.get() && !self.recovered.replace(true) {
                 let recovered = &self.load.shared.recovered;
