@@ -212,7 +212,7 @@ impl Incoming {
         }
         let mut missing = Vec::new();
         let mut content = vec![0; receiving.described.page_size];
-        for (page, wanted) in (first..).zip(hashes) {
+        for (page, wanted) in (first..=PageNo::MAX).zip(hashes) {
             if page > receiving.described.folded.point.page_count {
                 return Err(refused("the hash of a page beyond the end"));
             }
@@ -238,7 +238,9 @@ impl Incoming {
         let _entered = self.claim.enter()?;
         let receiving =
             self.databases.get_mut(&database).ok_or(refused("a database that was not offered"))?;
-        for (page, content) in (first..).zip(pages.chunks(receiving.described.page_size)) {
+        for (page, content) in
+            (first..=PageNo::MAX).zip(pages.chunks(receiving.described.page_size))
+        {
             let wanted = receiving
                 .awaited
                 .get(&page)
