@@ -71,6 +71,8 @@ struct World {
     /// The applied pages.
     pages: Vec<Vec<u8>>,
     index: u64,
+    /// The changed pages that were given to the store last: parts may be left out.
+    given: Vec<u8>,
 }
 
 /// A delta that is being made up.
@@ -88,7 +90,7 @@ impl World {
         disk.create_dir("databases").expect("a directory");
         let place = Place { index: 1, ordinal: 0 };
         let store = Store::open(disk, 1, name, PAGE_SIZE, Point::default(), place).expect("opens");
-        let mut world = World { store, pages: Vec::new(), index: 1 };
+        let mut world = World { store, pages: Vec::new(), index: 1, given: Vec::new() };
         let mut first = Made { header: world.header(4), changes: Vec::new() };
         for number in 1..=4_u8 {
             let mut out = Vec::new();
@@ -230,6 +232,7 @@ impl World {
         bytes: &[u8],
     ) -> Result<ApplyOutcome, PagesError> {
         let place = self.place();
+        self.given = bytes[DeltaHeader::BYTES..].to_vec();
         self.store.apply(header, bytes, place)
     }
 
@@ -249,12 +252,15 @@ impl World {
             parts.remove(input.below(parts.len()));
         }
         let count = parts.len();
+        let mut given = Vec::new();
         let mut outcome = ApplyOutcome::Refused;
         for (number, bytes) in parts.iter().enumerate() {
             let number = number as u32 + u32::from(input.rarely(16));
             let last = number as usize + 1 == count || input.rarely(16);
             let part = Part { database: 1, id: made.header.id, number, last, bytes };
             let place = self.place();
+            given.extend_from_slice(bytes);
+            self.given = given.get(DeltaHeader::BYTES..).unwrap_or_default().to_vec();
             outcome = self.store.apply_part(&part, place, &Applied::default())?;
             if outcome != ApplyOutcome::Staged {
                 return Ok(outcome);
@@ -268,8 +274,7 @@ impl World {
         let header = &made.header;
         let mut pages = self.pages.clone();
         pages.resize(header.page_count.min(64) as usize, vec![0; PAGE_SIZE]);
-        let bytes = made.changes.concat();
-        let mut reader = Reader::new(&bytes);
+        let mut reader = Reader::new(&self.given);
         while let Ok(changed) = ChangedPage::decode(&mut reader) {
             let content = &mut pages[changed.number as usize - 1];
             changed.patch(content).expect("it was applied");
