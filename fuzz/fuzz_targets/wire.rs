@@ -2,7 +2,4 @@
 
 #![no_main]
 
-#[path = "../src/wire.rs"]
-mod wire;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| wire::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quire_fuzz::wire::check(data));

@@ -148,7 +148,10 @@ impl Level {
     pub(super) fn with_detail(mut self, detail: Option<Detail>) -> Level {
         self.detail = detail.filter(|detail| {
             let names = detail.extensions.as_ref();
-            detail.modules.values().sum::<u64>() == self.schema
+            let mut versions = detail.modules.values();
+            // Anybody may have written there: it need not be a sum that there is.
+            let sum = versions.try_fold(0_u64, |sum, version| sum.checked_add(*version));
+            sum == Some(self.schema)
                 && names.is_none_or(|names| names.len() as u64 == self.api_extensions)
         });
         self

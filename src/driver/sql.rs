@@ -42,6 +42,8 @@ fn token(text: &str) -> Option<(Token<'_>, usize)> {
     Some(match first {
         ';' => (Token::Semicolon, 1),
         ' ' | '\t' | '\n' | '\r' | '\x0C' => (Token::Blank { ended: true }, 1),
+        // A byte order mark is a blank to SQLite wherever a word could begin.
+        '\u{feff}' => (Token::Blank { ended: true }, first.len_utf8()),
         '-' if rest.starts_with('-') => {
             (Token::Blank { ended: true }, text.find('\n').map_or(text.len(), |at| at + 1))
         }

@@ -165,6 +165,9 @@ impl Front {
             Ask::Append(entries) => {
                 let mut next = self.state.next_index();
                 for entry in entries {
+                    if entry.id.index >= super::record::COUNT_END {
+                        return Err(format!("entry {}: no log goes so far", entry.id.index));
+                    }
                     if next.is_some_and(|next| next != entry.id.index) {
                         let (got, next) = (entry.id.index, next.unwrap_or(0));
                         return Err(format!(
@@ -195,6 +198,9 @@ impl Front {
                 upto.index,
                 self.purge_limit.map_or("none".to_owned(), |max| format!("those up to {max}"))
             )),
+            Ask::Purge(upto) if upto.index >= super::record::COUNT_END => {
+                Err(format!("a purge up to entry {}: no log goes so far", upto.index))
+            }
             Ask::Purge(_) => Ok(()),
         }
     }

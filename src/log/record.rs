@@ -24,6 +24,10 @@ pub(super) const ALIGN_BYTES: usize = 8;
 /// An entry's payload is at most this long.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 1 << 30;
 
+/// Indices and groups are below this: they count by ones, so no log comes near, and the next one
+/// can always be told.
+pub(super) const COUNT_END: u64 = 1 << 63;
+
 const FORMAT: u32 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"QUIRELOG";
 const RECORD_MAGIC: [u8; 2] = *b"QR";
@@ -183,7 +187,7 @@ pub(super) fn decode(bytes: &[u8], segment: u64, offset: u64) -> Option<Decoded<
     let payload = &record[RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + payload_bytes];
     Some(Decoded {
         record: decode_checked(header, payload)?,
-        group: get_u64(header, 8),
+        group: Some(get_u64(header, 8)).filter(|group| *group < COUNT_END)?,
         chain: get_u64(header, 16),
         last_of_group: header[26] & LAST_OF_GROUP != 0,
         bytes: record.len(),
@@ -193,6 +197,9 @@ pub(super) fn decode(bytes: &[u8], segment: u64, offset: u64) -> Option<Decoded<
 fn decode_checked<'a>(header: &[u8], payload: &'a [u8]) -> Option<Record<'a>> {
     let (detail, term, index) = (header[29], get_u64(header, 32), get_u64(header, 40));
     let id = LogId { term, index };
+    if header[28] != KIND_VOTE && index >= COUNT_END {
+        return None;
+    }
     let record = match (header[28], detail) {
         (KIND_ENTRY, 0) => Record::Entry { id, kind: EntryKind::Blank, payload },
         (KIND_ENTRY, 1) => Record::Entry { id, kind: EntryKind::Command, payload },
@@ -295,6 +302,10 @@ impl SegmentHeader {
             let id = LogId { term: get_u64(bytes, at), index: get_u64(bytes, at + 8) };
             (flags & flag != 0).then_some(id)
         };
+        // The groups, and the indices of the three ids.
+        if [40, 48, 96, 112, 128].iter().any(|at| get_u64(bytes, *at) >= COUNT_END) {
+            return Err(BadHeader::Invalid);
+        }
         let vote = Vote {
             term: get_u64(bytes, 72),
             node: get_u64(bytes, 80),

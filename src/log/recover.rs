@@ -35,7 +35,8 @@ pub(super) fn segment_path(number: u64) -> String {
 
 pub(super) fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 16)?;
-    u64::from_str_radix(digits, 16).ok()
+    // They count by ones: a file of a higher number is none of a log's.
+    u64::from_str_radix(digits, 16).ok().filter(|number| *number < u64::from(u32::MAX))
 }
 
 /// What was found. `state`, `index` and `chain` are those before the last group.
@@ -361,6 +362,10 @@ impl Replay {
                 self.index.change(Change::Entry { index: id.index, place });
             }
             Record::TruncateAfter(last_kept) => {
+                let kept = index_of(last_kept);
+                if kept < index_of(self.state.purged) || kept > index_of(self.state.last) {
+                    return false;
+                }
                 let from = index_of(last_kept).map_or(0, |index| index + 1);
                 self.index.change(Change::TruncateFrom(from));
             }

@@ -59,6 +59,8 @@ struct Patch {
     header: DeltaHeader,
     before: Point,
     digest: u128,
+    /// The last page that was changed: they come in order.
+    last: PageNo,
     images: Vec<(PageNo, Image)>,
     spill: Spill,
 }
@@ -275,7 +277,14 @@ impl Store {
         }
         let heap_bytes = heap_bytes.min(self.heap_room());
         let spill = Spill::unbounded(self.spill(), heap_bytes);
-        Ok(Patch { header: *header, before, digest: before.digest, images: Vec::new(), spill })
+        Ok(Patch {
+            header: *header,
+            before,
+            digest: before.digest,
+            last: 0,
+            images: Vec::new(),
+            spill,
+        })
     }
 
     /// Makes the new images of the changed pages in `bytes`.
@@ -286,9 +295,12 @@ impl Store {
         while !reader.rest().is_empty() {
             let changed = ChangedPage::decode(&mut reader).map_err(malformed)?;
             let page = changed.number;
-            if page == 0 || page > patch.header.page_count {
-                return Err(self.set_damaged(format!("a committed delta names page {page}")));
+            let after = patch.last;
+            if page <= after || page > patch.header.page_count {
+                let what = format!("a committed delta names page {page} after page {after}");
+                return Err(self.set_damaged(what));
             }
+            patch.last = page;
             if page <= patch.before.page_count {
                 patch.digest ^= if changed.is_whole() {
                     self.hash_of(page, patch.before.version, APPLIED)?
@@ -312,6 +324,11 @@ impl Store {
         if u32::try_from(images.len()) != Ok(header.changed_count) {
             let found = images.len();
             return Err(self.set_damaged(format!("a committed delta has {found} pages")));
+        }
+        // They come in order, each once: so many new ones are all of them.
+        let new = images.iter().rev().take_while(|(page, _)| *page > before.page_count).count();
+        if u32::try_from(new) != Ok(header.page_count.saturating_sub(before.page_count)) {
+            return Err(self.set_damaged(format!("a committed delta has {new} new pages")));
         }
         for page in header.page_count.saturating_add(1)..=before.page_count {
             digest ^= self.hash_of(page, before.version, APPLIED)?;

@@ -29,6 +29,7 @@ use super::PagesError;
 use super::fold::{Folded, Target, decode_folded, encode_folded, redo};
 use super::incoming::Claims;
 use super::install;
+use super::page::is_page_size;
 use super::spill::SpillSpace;
 use super::store::{Place, Point, Store};
 use super::view::Described;
@@ -331,7 +332,11 @@ fn decode_record_body(body: &[u8]) -> Result<Record, Malformed> {
         let offset = reader.offset();
         let name = DatabaseName::new(reader.text_u32()?)
             .map_err(|_| Malformed { offset, what: "a database name" })?;
+        let offset = reader.offset();
         let page_size = usize::try_from(reader.u32()?).unwrap_or(0);
+        if !is_page_size(page_size) {
+            return Err(Malformed { offset, what: "a page size" });
+        }
         databases.push(Entry { id, name, page_size, folded: decode_folded(&mut reader)? });
     }
     reader.finish()?;

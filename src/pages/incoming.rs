@@ -14,7 +14,7 @@
 //! *Invariant*: one reception at a time; a [`Ready`] one is whole, verified against page hashes
 //! and digests, and durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::disk::Disk;
 use super::PagesError;
 use super::base_file::{BaseFile, BaseRead};
 use super::catalog::{Applied, Catalog};
-use super::page::{PageNo, page_hash};
+use super::page::{PageNo, is_page_size, page_hash};
 use super::store::Store;
 use super::view::Described;
 
@@ -169,10 +169,14 @@ impl Incoming {
         if whole {
             remove_others(&*disk, &databases)?;
         }
+        check_names(catalog, &scope, &databases)?;
         let mut receiving = BTreeMap::new();
         for described in databases {
             if described.folded.point.page_count == PageNo::MAX {
                 return Err(refused("a database of too many pages"));
+            }
+            if !is_page_size(described.page_size) {
+                return Err(refused("a database whose pages have a size that no page has"));
             }
             let paths = [incoming_path(described.id, "db"), incoming_path(described.id, "sum")];
             let file = BaseFile::open_at(&*disk, DIR, &paths, described.page_size)?;
@@ -208,7 +212,7 @@ impl Incoming {
         }
         let mut missing = Vec::new();
         let mut content = vec![0; receiving.described.page_size];
-        for (page, wanted) in (first..).zip(hashes) {
+        for (page, wanted) in (first..=PageNo::MAX).zip(hashes) {
             if page > receiving.described.folded.point.page_count {
                 return Err(refused("the hash of a page beyond the end"));
             }
@@ -234,13 +238,16 @@ impl Incoming {
         let _entered = self.claim.enter()?;
         let receiving =
             self.databases.get_mut(&database).ok_or(refused("a database that was not offered"))?;
-        for (page, content) in (first..).zip(pages.chunks(receiving.described.page_size)) {
+        for (page, content) in
+            (first..=PageNo::MAX).zip(pages.chunks(receiving.described.page_size))
+        {
             let wanted = receiving
                 .awaited
                 .get(&page)
                 .copied()
                 .ok_or(refused("a page that was not asked for"))?;
-            if page_hash(page, content) != wanted {
+            let whole = content.len() == receiving.described.page_size;
+            if !whole || page_hash(page, content) != wanted {
                 return Err(refused("a page that does not match its hash"));
             }
             receiving.file.write(page, content, wanted)?;
@@ -302,6 +309,26 @@ impl Receiving {
         self.file.write(page, content, wanted)?;
         Ok(true)
     }
+}
+
+/// Files are named after databases: no two may have one name, and a part replaces databases that
+/// are here, under their names.
+fn check_names(
+    catalog: &Catalog,
+    scope: &Scope,
+    databases: &[Described],
+) -> Result<(), PagesError> {
+    let mut names = BTreeSet::new();
+    if !databases.iter().all(|described| names.insert(&described.name)) {
+        return Err(refused("two databases of one name were offered"));
+    }
+    let is_here = |described: &Described| {
+        catalog.by_id(described.id).is_some_and(|store| *store.name() == described.name)
+    };
+    if *scope == Scope::Part && !databases.iter().all(is_here) {
+        return Err(refused("a copy of a database that is not here"));
+    }
+    Ok(())
 }
 
 /// Removes what was received of databases that are not offered any more.

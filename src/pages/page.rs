@@ -11,6 +11,11 @@ use super::spill::SpillFile;
 /// Number of a page, from 1 as in SQLite.
 pub type PageNo = u32;
 
+/// Whether a page can have so many bytes.
+pub fn is_page_size(bytes: usize) -> bool {
+    bytes.is_power_of_two() && (512..=65_536).contains(&bytes)
+}
+
 /// The page that SQLite never uses: it holds the lock bytes at 1 GiB.
 pub fn lock_byte_page(page_size: usize) -> PageNo {
     // Page sizes are 512 to 65,536, so the quotient always fits.

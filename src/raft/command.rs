@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::base::{DatabaseId, DatabaseName, DeltaId};
 use crate::codec::{Malformed, Reader, put_bytes_u32};
 use crate::pages::Part;
+use crate::pages::page::is_page_size;
 
 use super::types::Command;
 
@@ -110,7 +111,11 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded<'_>, Malformed> {
             let offset = reader.offset();
             let name = DatabaseName::new(reader.text_u32()?)
                 .map_err(|_| Malformed { offset, what: "a database name" })?;
+            let offset = reader.offset();
             let page_size = usize::try_from(reader.u32()?).unwrap_or(0);
+            if !is_page_size(page_size) {
+                return Err(Malformed { offset, what: "a page size" });
+            }
             Decoded::Create { name, page_size }
         }
         PART => {

@@ -26,6 +26,7 @@ use super::snapshot::{
 };
 use super::types::{RaftVote, SnapshotMeta, log_id, log_vote, raft_log_id, raft_vote};
 use crate::base::{DatabaseId, Executor, limits};
+use crate::pages::page::is_page_size;
 
 /// Why a transfer ended before its end.
 #[derive(Debug, thiserror::Error)]
@@ -323,7 +324,7 @@ async fn read_offer(
         let page_bytes = reader.u32("page size")?;
         let page_count = reader.u32("page count")?;
         let about = reader.rest();
-        let sound = page_bytes.is_power_of_two() && (512..=65_536).contains(&page_bytes);
+        let sound = is_page_size(page_bytes as usize);
         // The last page number is one less than can be counted, so that ranges have an end.
         if !sound || page_count == u32::MAX || about.len() > limits::SNAPSHOT_ABOUT_BYTES_MAX {
             return Err(invalid("database of an offer"));

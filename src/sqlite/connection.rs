@@ -442,8 +442,9 @@ impl Connection {
         loop {
             let part = &sql.as_bytes()[..piece];
             match vfs::first_statement_bytes(&self.raw, part) {
-                Some(bytes) if bytes < piece => return bytes,
-                // What does not compile says so when it is prepared.
+                Some(bytes) if (1..piece).contains(&bytes) => return bytes,
+                // What does not compile says so when it is prepared; nor is there a statement before
+                // a NUL, where SQLite stops.
                 _ if piece == sql.len() => return sql.len(),
                 _ => piece = sql.len().min(piece * 2),
             }

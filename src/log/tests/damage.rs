@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{Model, SMALL, all, entries, id, open, wait};
 use crate::base::{Executor, Fate, Randomness, SplitMix};
 use crate::disk::{Disk, FakeDisk};
-use crate::log::{Log, LogError, Vote};
+use crate::log::record::{Record, SEGMENT_HEADER_BYTES, SegmentHeader, push, seal};
+use crate::log::{EntryKind, Log, LogError, LogState, Vote};
 
 /// Ten groups of five entries, over several segments.
 fn ten_groups() -> (FakeDisk, Model) {
@@ -185,4 +186,42 @@ fn a_log_of_a_later_format_is_refused() {
     header[12..16].copy_from_slice(&crc.to_le_bytes());
     disk.overwrite("log/0000000000000001.seg", 0, &header).unwrap();
     assert!(matches!(try_open(&disk), Err(LogError::Format { segment: 1, found: 2 })));
+}
+
+/// A fuzzer made records that no log writes, with their checksums and the chain in order. An index
+/// with none after it ended the process at each of its starts, by an overflow; after a truncation
+/// to where the log had not been, entries stood under the indices of others.
+#[test]
+fn records_that_no_log_writes_are_not_taken() {
+    let entry = |index| Record::Entry { id: id(1, index), kind: EntryKind::Blank, payload: &[] };
+    for (record, next) in [
+        (Record::Purge(id(1, u64::MAX)), 1),
+        (Record::Committed(Some(id(1, u64::MAX))), 1),
+        (Record::TruncateAfter(Some(id(1, u64::MAX))), 1),
+        (Record::TruncateAfter(Some(id(1, 7))), 8),
+    ] {
+        let (mut records, mut chain) = (Vec::new(), 0);
+        for record in [entry(0), record, entry(next)] {
+            chain = push(&mut records, &record, chain);
+        }
+        seal(&mut records, 1, 1, SEGMENT_HEADER_BYTES as u64);
+        let header = SegmentHeader {
+            segment: 1,
+            previous: 0,
+            previous_end: 0,
+            group: 1,
+            first_group: 1,
+            chain: 0,
+            state: LogState::default(),
+        };
+        let disk = FakeDisk::new();
+        disk.create_dir("log").unwrap();
+        let file = disk.create("log/0000000000000001.seg").unwrap();
+        file.write_at(&[&header.encode()[..], &records].concat(), 0).unwrap();
+        match try_open(&disk) {
+            Ok(log) => assert_eq!(log.state().last, Some(id(1, 0)), "{record:?}"),
+            Err(LogError::Damaged { .. }) => {}
+            Err(error) => panic!("{record:?}: {error}"),
+        }
+    }
 }

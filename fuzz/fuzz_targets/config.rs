@@ -1,0 +1,5 @@
+//! See `src/config.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quire_fuzz::config::one(data));

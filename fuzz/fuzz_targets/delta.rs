@@ -1,0 +1,5 @@
+//! See `src/delta.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quire_fuzz::delta::one(data));

@@ -1,0 +1,5 @@
+//! See `src/schema.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quire_fuzz::schema::one(data));
