@@ -12,7 +12,25 @@ use cluster_tests::soak::{Portion, Rung};
 use quire::base::planted::Bug;
 
 /// Which bug is found by what.
-const FOUND: &[(&str, Rung, u64, u64)] = &[("ack-before-sync", Rung::Cuts, 3, 100)];
+const FOUND: &[(&str, Rung, u64, u64)] = &[
+    ("ack-before-sync", Rung::Cuts, 1, 300),
+    ("vote-not-synced", Rung::Cuts, 1, 300),
+    ("rename-not-synced", Rung::Cuts, 1, 300),
+    ("checkpoint-file-unsynced", Rung::Cuts, 1, 300),
+    ("applied-twice", Rung::Cuts, 1, 300),
+    ("snapshot-mixed", Rung::Receptions, 1, 60),
+    ("damage-as-torn-tail", Rung::Damage, 1, 300),
+    ("page-hash-ignored", Rung::Damage, 1, 300),
+    ("sync-error-ignored", Rung::Calls, 1, 60),
+    // The first of so many seeds that finds it, so that a change elsewhere may shift it a little.
+    ("fold-of-head", Rung::Simulation, 1, 30),
+    ("answer-before-debt", Rung::Simulation, 1, 30),
+    ("head-served", Rung::Simulation, 1, 30),
+    ("speculation-kept", Rung::Simulation, 1, 30),
+    ("request-forgotten", Rung::Simulation, 1, 30),
+    ("stale-read", Rung::Simulation, 1, 30),
+    ("gate-alone", Rung::Simulation, 1, 30),
+];
 
 fn portion(bug: &str, rung: Rung, seed: u64, count: u64) -> Result<(bool, String)> {
     let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_cluster-tests")));
@@ -30,7 +48,8 @@ fn each_planted_bug_is_found() -> Result<()> {
     for (bug, rung, seed, count) in FOUND {
         let (good, said) = portion(bug, *rung, *seed, *count)?;
         ensure!(!good, "{bug} was not found by {rung:?}, seed {seed}, count {count}");
-        let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+        let mut lines = said.lines().filter(|line| !line.trim().is_empty());
+        let line = lines.nth(usize::from(*rung == Rung::Simulation)).unwrap_or_default();
         println!("{bug}: found by {rung:?}, seed {seed}: {line}");
     }
     let names: BTreeSet<&str> = FOUND.iter().map(|(bug, ..)| *bug).collect();
@@ -42,8 +61,9 @@ fn each_planted_bug_is_found() -> Result<()> {
 /// The same portions without a bug find nothing, or finding one would mean nothing.
 #[test]
 fn nothing_is_found_where_nothing_is_planted() -> Result<()> {
-    let portions: BTreeSet<_> =
-        FOUND.iter().map(|(_, rung, seed, count)| (rung, seed, count)).collect();
+    // Of the simulation its own test runs these seeds.
+    let others = FOUND.iter().filter(|(_, rung, ..)| *rung != Rung::Simulation);
+    let portions: BTreeSet<_> = others.map(|(_, rung, seed, count)| (rung, seed, count)).collect();
     for (rung, seed, count) in portions {
         let (good, said) = portion("", *rung, *seed, *count)?;
         ensure!(good, "{rung:?}, seed {seed}, count {count}: {said}");

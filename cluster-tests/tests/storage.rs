@@ -2,13 +2,8 @@
 //! in `cluster_tests::storage`; this is how much of them CI runs, with fixed seeds, in at most three
 //! minutes on two cores that are busy with nothing else. `QUIRE_LONG=1` runs the long form.
 
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 use cluster_tests::storage::{Counts, cuts, damage, fails};
-
-/// Set for the test program that this one starts again.
-const INNER: &str = "QUIRE_STORAGE_INNER";
 
 fn long() -> bool {
     std::env::var("QUIRE_LONG").is_ok()
@@ -69,26 +64,4 @@ fn calls_that_fail() -> Result<()> {
         ensure!(count(&counts, end) > 0, "{end}: none of {counts:?}");
     }
     Ok(())
-}
-
-/// The tests can fail: a log that reports what it has not synced is found by the first of them.
-#[test]
-fn an_acknowledgement_before_the_sync_is_found() -> Result<()> {
-    let program = std::env::current_exe()?;
-    let mut inner = Command::new(program);
-    inner.args(["--exact", "a_few_cuts", "--ignored", "--nocapture"]);
-    inner.env("QUIRE_PLANTED_BUG", "ack-before-sync").env(INNER, "1");
-    let output = inner.output()?;
-    let streams = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    let said = streams.concat();
-    ensure!(!output.status.success(), "it was not found: {said}");
-    ensure!(said.contains("R3 cuts of one node, run 3000, cut"), "{said}");
-    Ok(())
-}
-
-#[test]
-#[ignore = "run by another test, with a bug"]
-fn a_few_cuts() -> Result<()> {
-    ensure!(std::env::var(INNER).is_ok(), "run by another test");
-    cuts::alone(3, 100).map(drop)
 }
