@@ -94,7 +94,10 @@ impl Portion {
             Rung::DamageOfThree => damage::one_of_three(seed, count).map(owned),
             Rung::Calls => fails::calls(seed, count).map(owned),
             Rung::Simulation => simulate(program, seed, count, bug),
-            Rung::Nemeses => nemesis(seed, count).map(owned),
+            Rung::Nemeses => {
+                ensure!(bug.is_none(), "nodes that are processes get a bug by QUIRE_PLANTED_BUG");
+                nemesis(seed, count).map(owned)
+            }
         }
     }
 
@@ -137,7 +140,7 @@ fn nemesis(seed: u64, seconds: u64) -> Result<BTreeMap<&'static str, u64>> {
     let nemesis = Nemesis::ALL[pick(kinds, 1)];
     let work = Work::ALL[pick(Work::ALL.len() as u64, kinds)];
     let plan = Plan {
-        nodes: if seed % 2 == 0 { 3 } else { 5 },
+        nodes: if pick(2, kinds * Work::ALL.len() as u64) == 0 { 3 } else { 5 },
         lasting: Duration::from_secs(seconds),
         fault: (Duration::from_secs(1), Duration::from_secs(8)),
         ..Plan::short(work, nemesis, seed)

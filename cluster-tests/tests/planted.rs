@@ -48,6 +48,9 @@ fn each_planted_bug_is_found() -> Result<()> {
     for (bug, rung, seed, count) in FOUND {
         let (good, said) = portion(bug, *rung, *seed, *count)?;
         ensure!(!good, "{bug} was not found by {rung:?}, seed {seed}, count {count}");
+        // And not by something else that went wrong.
+        let repeats = ["R3 ", "R4 ", "R5 ", "seed "].iter().any(|rung| said.contains(rung));
+        ensure!(repeats, "{bug}: {said}");
         let mut lines = said.lines().filter(|line| !line.trim().is_empty());
         let line = lines.nth(usize::from(*rung == Rung::Simulation)).unwrap_or_default();
         println!("{bug}: found by {rung:?}, seed {seed}: {line}");

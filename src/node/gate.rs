@@ -132,7 +132,8 @@ impl NodeGate {
         let Parts { config, program, member, network, dialer, identity, disk } = parts;
         let dial = PeerDial { dialer: dialer.clone(), identity: identity.clone() };
         let known = Known { member: Arc::downgrade(member), given: config.known_addresses() };
-        let options = Options { dial: Arc::new(dial), ..Options::default() };
+        let random = member.env().random.clone();
+        let options = Options { dial: Arc::new(dial), random, ..Options::default() };
         let client = Client::with_store(Arc::new(known), options);
         let database = config.schema.database.clone();
         let address = config.address.clone();

@@ -244,7 +244,9 @@ impl Client {
         if format > 1 {
             return failure(code::PARSE, code::BAD_CLUSTER_FORMAT);
         }
-        let nodes = self.member.leadership().members.into_iter();
+        // Of the core: what is told of leadership follows it a moment later, and somebody may ask who
+        // has just had a role changed.
+        let nodes = self.member.core().view().members.into_iter();
         let nodes = nodes.map(|member| NodeInfo {
             id: member.id,
             address: Text::from(member.address.as_str()),

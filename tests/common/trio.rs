@@ -209,7 +209,7 @@ impl Trio {
     /// A client's options, with the way to these nodes.
     pub fn options(&self) -> Options {
         let dial = Arc::new(Outside(self.net.clone()));
-        Options { dial, ..Options::default() }
+        Options { dial, random: Arc::new(SplitMix::new(7)), ..Options::default() }
     }
 
     pub fn member(&self, id: NodeId) -> &Arc<Member> {

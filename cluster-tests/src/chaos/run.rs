@@ -221,7 +221,11 @@ impl<'a, W: Workload> Run<'a, W> {
             self.violation(format!("under faults: {error:#}"));
         }
         self.stop.store(true, Ordering::Release);
-        while self.workers.join_next().await.is_some() {}
+        while let Some(worker) = self.workers.join_next().await {
+            if let Err(error) = worker {
+                self.violation(format!("a client: {error}"));
+            }
+        }
         while let Some(other) = self.others.join_next().await {
             match other {
                 Ok(Ok(_)) => {}
@@ -338,6 +342,7 @@ impl<'a, W: Workload> Run<'a, W> {
     /// All is healed: all members come to hold the same, to the byte, and each tells it.
     async fn settle(&mut self) -> Result<()> {
         self.settled_at = self.ledger.now();
+        self.none_has_ended()?;
         self.world.heal_all().await?;
         self.watch.follow(&self.world);
         let now = self.ledger.now();

@@ -7,6 +7,7 @@
 //! *Invariant*: an operation's answer comes from the rows that were read, and from nothing that
 //! the client believes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -87,6 +88,14 @@ fn key_of_now(turn: &Turn<'_>, keys: u64, period_ms: u64) -> u32 {
     let elapsed = u64::try_from(turn.elapsed.as_millis()).unwrap_or(u64::MAX);
     u32::try_from(elapsed / period_ms * keys + turn.chance.below(keys)).unwrap_or(u32::MAX)
 }
+
+/// All keys up to the last one there is, and some more: of one whose row was lost, that is read.
+fn keys_to_read<'a>(found: impl DoubleEndedIterator<Item = &'a u32>) -> impl Iterator<Item = u32> {
+    0..found.last().map_or(0, |last| last + 1) + KEYS_BEYOND
+}
+
+/// More than come into use while writes stand still.
+const KEYS_BEYOND: u32 = 1_000;
 
 /// Elements that are added one by one.
 pub struct Set;
@@ -215,7 +224,9 @@ impl Workload for Register {
 
     async fn read_all(on: &Database) -> Result<Vec<RegisterOp>> {
         let rows: Vec<(u32, i64)> = on.query_as("SELECT k, v FROM r", vec![]).await?;
-        Ok(rows.into_iter().map(|(key, value)| RegisterOp::Read { key, value }).collect())
+        let found: BTreeMap<u32, i64> = rows.into_iter().collect();
+        let read = |key| RegisterOp::Read { key, value: found.get(&key).copied().unwrap_or(0) };
+        Ok(keys_to_read(found.keys()).map(read).collect())
     }
 
     fn check(history: &[Event<RegisterOp>]) -> Result<(), Violation> {
@@ -307,10 +318,13 @@ impl Workload for Lists {
                 Some(Value::Integer(key)) => u32::try_from(*key)?,
                 other => anyhow::bail!("a key that is none: {other:?}"),
             };
-            let list = list_of(&Rows { columns: Vec::new(), rows: vec![row] });
-            Ok(ListOp::Read { key, list })
+            Ok((key, list_of(&Rows { columns: Vec::new(), rows: vec![row] })))
         };
-        Ok(vec![rows.rows.into_iter().map(read).collect::<Result<_>>()?])
+        let mut found: BTreeMap<u32, Vec<i64>> =
+            rows.rows.into_iter().map(read).collect::<Result<_>>()?;
+        let keys: Vec<u32> = keys_to_read(found.keys()).collect();
+        let read = |key| ListOp::Read { key, list: found.remove(&key).unwrap_or_default() };
+        Ok(vec![keys.into_iter().map(read).collect()])
     }
 
     fn check(history: &[Event<Vec<ListOp>>]) -> Result<(), Violation> {

@@ -144,10 +144,7 @@ impl Faults {
             Mend::Link(a, b) => sim.repair_oneway(host(*a), host(*b)),
             Mend::Release(a, b) => sim.release(host(*a), host(*b)),
             Mend::Latency => sim.set_max_message_latency(LATENCY),
-            Mend::Room(id) => {
-                self.place(*id).disk().set_budget(None);
-                self.place(*id).disk().heal();
-            }
+            Mend::Room(id) => self.place(*id).mend_disk(),
             Mend::Clock(id) => self.place(*id).set_clock_off(0),
             Mend::Upgrade(id) => {
                 self.place(*id).upgrade();
@@ -298,6 +295,7 @@ impl Faults {
         let room = self.below(4 << 20);
         self.trace.note(|| format!("disk of node {id} has {room} bytes left"));
         disk.set_budget(Some(used + room));
+        self.place(id).strike();
         self.mends.push((until, Mend::Room(id)));
         "full disk"
     }
@@ -307,6 +305,7 @@ impl Faults {
         let at = disk.calls() + self.below(200);
         self.trace.note(|| format!("disk of node {id} fails at call {at}"));
         disk.fail_call(at, Fault::Io);
+        self.place(id).strike();
         self.mends.push((until, Mend::Room(id)));
         "failing disk"
     }

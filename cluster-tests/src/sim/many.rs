@@ -82,9 +82,10 @@ impl Many<'_> {
         }
         let errors = String::from_utf8_lossy(&output.stderr);
         let seconds = self.seconds;
+        let bug = self.bug.map(|bug| format!(" --bug {bug}")).unwrap_or_default();
         Err(format!(
             "seed {seed} ended with {}\n{said}{errors}\nagain: cargo run -p cluster-tests -- sim \
-             --seed {seed} --seconds {seconds}",
+             --seed {seed} --seconds {seconds}{bug}",
             output.status
         ))
     }

@@ -16,6 +16,10 @@
 //!
 //! [`FakeDisk`]: quire::disk::FakeDisk
 
+// With another RUSTFLAGS in the environment turmoil would quietly do without.
+#[cfg(not(tokio_unstable))]
+compile_error!("the simulation needs `--cfg tokio_unstable`, which .cargo/config.toml gives");
+
 mod faults;
 mod invariants;
 mod load;

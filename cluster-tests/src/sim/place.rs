@@ -16,8 +16,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use quire::base::{Clock, Env, Executor, NodeId, SplitMix};
-use quire::disk::FakeDisk;
 use quire::disk::fake::Cut;
+use quire::disk::{Disk as _, FakeDisk};
 use quire::driver::{Dial, Stream};
 use quire::member::Member;
 use quire::node::config::WhenBehind;
@@ -75,6 +75,10 @@ pub struct Place {
     member: RefCell<Option<Arc<Member>>>,
     stop: RefCell<Arc<Notify>>,
     starts: Cell<u64>,
+    /// Its disk has failed or was full since the last start.
+    struck: Cell<bool>,
+    /// It is whole again: the next start has no excuse.
+    mended: Cell<bool>,
     /// Why the node ended by itself.
     ended: RefCell<Option<String>>,
     /// By how many seconds its wall clock is off.
@@ -104,6 +108,8 @@ impl Place {
             member: RefCell::default(),
             stop: RefCell::default(),
             starts: Cell::new(0),
+            struck: Cell::new(false),
+            mended: Cell::new(false),
             ended: RefCell::default(),
             off: Arc::default(),
             trace: trace.clone(),
@@ -161,6 +167,25 @@ impl Place {
         self.ended.borrow().clone()
     }
 
+    /// Whether its disk has failed or was full since the last start.
+    pub fn is_struck(&self) -> bool {
+        self.struck.get()
+    }
+
+    /// Its disk is to fail, or to be full.
+    pub fn strike(&self) {
+        self.struck.set(true);
+        self.mended.set(false);
+    }
+
+    /// Its disk is whole again, and has room.
+    pub fn mend_disk(&self) {
+        let disk = self.disk();
+        disk.set_budget(None);
+        disk.heal();
+        self.mended.set(true);
+    }
+
     /// Sets the wall clock off.
     pub fn set_clock_off(&self, seconds: i64) {
         self.off.store(seconds, Ordering::Relaxed);
@@ -173,6 +198,8 @@ impl Place {
         let old = self.disk();
         old.halt();
         self.disk.replace(old.cut(cut));
+        // The new one has no faults.
+        self.mended.set(true);
     }
 
     /// Asks the node to stop gracefully.
@@ -208,6 +235,9 @@ impl Place {
         self.starts.set(self.starts.get() + 1);
         self.runs.set(self.schema.get());
         self.ended.take();
+        if self.mended.take() {
+            self.struck.set(false);
+        }
         let stop = Arc::new(Notify::new());
         self.stop.replace(stop.clone());
         let on = Surroundings {

@@ -39,7 +39,13 @@ fn count(counts: &mut Counts, what: &'static str, by: u64) {
 
 /// Runs on this thread, on a clock that moves only when nobody has anything to do.
 pub fn on_a_stopped_clock<T>(future: impl Future<Output = T>) -> T {
+    // So that a run is the same each time.
+    quire::raft::runtime::seed_thread(1);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
+    #[cfg(tokio_unstable)]
+    runtime
+        .rng_seed(tokio::runtime::RngSeed::from_bytes(b"storage"))
+        .unhandled_panic(tokio::runtime::UnhandledPanic::ShutdownRuntime);
     let runtime = runtime.enable_time().start_paused(true).build();
     runtime.expect("a runtime without threads").block_on(future)
 }

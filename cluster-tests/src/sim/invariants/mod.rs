@@ -2,6 +2,7 @@
 
 mod bank;
 mod committed;
+mod ends;
 mod gate;
 mod identical;
 mod lists;
@@ -63,6 +64,7 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::new(once::Once),
         Box::new(uncommitted::Uncommitted),
         Box::new(gate::Gate::default()),
+        Box::new(ends::Ends),
         Box::new(membership::Membership::default()),
     ]
 }

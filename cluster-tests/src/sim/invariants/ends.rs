@@ -1,0 +1,31 @@
+//! A node ends by itself, does not start, or finds its copy damaged, only where its disk has failed or
+//! was full: a power cut is no reason.
+
+use super::{Invariant, Look};
+use crate::check::Violation;
+
+/// See the module.
+pub struct Ends;
+
+impl Invariant for Ends {
+    fn name(&self) -> &'static str {
+        "a node ends, and a copy is damaged, for a reason only"
+    }
+
+    fn look(&mut self, look: &Look<'_>) -> Result<(), Violation> {
+        for place in look.places.iter().filter(|place| !place.is_struck()) {
+            let node = place.node();
+            if let Some(why) = place.ended() {
+                return Err(Violation(format!("node {node} has ended: {why}")));
+            }
+            let Some(member) = place.member() else { continue };
+            for store in member.catalog().all() {
+                if let Some(what) = store.damage() {
+                    let name = store.name();
+                    return Err(Violation(format!("node {node}, database {name}: {what}")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
