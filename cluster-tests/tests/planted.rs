@@ -13,11 +13,11 @@ use quire::base::planted::Bug;
 
 /// Which bug is found by what.
 const FOUND: &[(&str, Rung, u64, u64)] = &[
-    ("ack-before-sync", Rung::Cuts, 1, 300),
-    ("vote-not-synced", Rung::Cuts, 1, 300),
-    ("rename-not-synced", Rung::Cuts, 1, 300),
-    ("checkpoint-file-unsynced", Rung::Cuts, 1, 300),
-    ("applied-twice", Rung::Cuts, 1, 300),
+    ("ack-before-sync", Rung::Cuts, 1, 1_000),
+    ("vote-not-synced", Rung::Cuts, 1, 1_000),
+    ("rename-not-synced", Rung::Cuts, 1, 1_000),
+    ("checkpoint-file-unsynced", Rung::Cuts, 1, 1_000),
+    ("applied-twice", Rung::Cuts, 1, 1_000),
     ("snapshot-mixed", Rung::Receptions, 1, 60),
     ("damage-as-torn-tail", Rung::Damage, 1, 300),
     ("page-hash-ignored", Rung::Damage, 1, 300),

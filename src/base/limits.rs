@@ -31,8 +31,10 @@ pub const LOG_SEGMENT_BYTES: u64 = 16 << 20;
 /// The log keeps at most this many bytes of its newest entries in memory.
 pub const LOG_CACHE_BYTES_MAX: usize = 16 << 20;
 
-/// One read of log entries returns at most about this many bytes (always at least one entry).
-pub const LOG_READ_BYTES_MAX: usize = 8 << 20;
+/// One read of log entries returns at most about this many bytes (always at least one entry). It goes
+/// to a follower in one request, and a lease is renewed by one that has arrived whole: on a slow link
+/// a larger one would look like a leader that is gone.
+pub const LOG_READ_BYTES_MAX: usize = 1 << 20;
 
 /// How many transactions the leader runs ahead of what the quorum has acknowledged, per database.
 pub const RUN_AHEAD_TRANSACTIONS_MAX: usize = 4096;
