@@ -145,7 +145,7 @@ fn nemesis(seed: u64, seconds: u64) -> Result<BTreeMap<&'static str, u64>> {
     let nemesis = Nemesis::ALL[pick(kinds, 1)];
     let work = Work::ALL[pick(Work::ALL.len() as u64, kinds)];
     let plan = Plan {
-        nodes: if seed % 2 == 0 { 3 } else { 5 },
+        nodes: if seed.is_multiple_of(2) { 3 } else { 5 },
         lasting: Duration::from_secs(seconds),
         fault: (Duration::from_secs(1), Duration::from_secs(8)),
         ..Plan::short(work, nemesis, seed)

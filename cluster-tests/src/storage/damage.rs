@@ -399,7 +399,8 @@ pub fn receiving(seed: u64, damages: u64) -> Result<Counts> {
                 (*id, disk.after_cut(if *id == 3 { at } else { u64::MAX }, 1))
             };
             let disks: BTreeMap<NodeId, FakeDisk> = run.disks.iter().map(stopped).collect();
-            let received: Vec<String> = disks[&3].paths().into_iter().filter(is_received).collect();
+            let received: Vec<String> =
+                disks[&3].paths().into_iter().filter(|path| is_received(path)).collect();
             if received.is_empty() {
                 continue;
             }
@@ -420,7 +421,7 @@ pub fn receiving(seed: u64, damages: u64) -> Result<Counts> {
 }
 
 /// Whether a file has been received and is not in its place yet, or says what is to be put there.
-fn is_received(path: &String) -> bool {
+fn is_received(path: &str) -> bool {
     path.starts_with("incoming/") || path.starts_with("databases/.")
 }
 
