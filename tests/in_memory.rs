@@ -454,6 +454,8 @@ async fn a_checkpoint_record_of_before_what_the_log_holds_is_refused_in_plain_wo
     let earlier = disk.bytes("checkpoint").unwrap();
     shop.execute("INSERT INTO t VALUES(1)", vec![]).await.unwrap();
     let covered = alone.member(1).checkpoint().await.unwrap().unwrap();
+    // The core may not know of the checkpoint yet.
+    sleep(Duration::from_secs(1)).await;
     alone.member(1).core().purge(covered).await;
     sleep(Duration::from_secs(1)).await;
     alone.stop(1).await;
