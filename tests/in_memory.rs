@@ -454,6 +454,8 @@ async fn a_checkpoint_record_of_before_what_the_log_holds_is_refused_in_plain_wo
     let earlier = disk.bytes("checkpoint").unwrap();
     shop.execute("INSERT INTO t VALUES(1)", vec![]).await.unwrap();
     let covered = alone.member(1).checkpoint().await.unwrap().unwrap();
+    // The core may not know of the checkpoint yet.
+    sleep(Duration::from_secs(1)).await;
     alone.member(1).core().purge(covered).await;
     sleep(Duration::from_secs(1)).await;
     alone.stop(1).await;
@@ -461,5 +463,68 @@ async fn a_checkpoint_record_of_before_what_the_log_holds_is_refused_in_plain_wo
     let refused = alone.try_run(1).await.unwrap_err().to_string();
     for part in ["the log begins after entry", "the checkpoint record covers", "join it anew"] {
         assert!(refused.contains(part), "{refused}");
+    }
+}
+
+/// All copies of one database were damaged, and each member had seen it: none of them campaigned,
+/// so that when the leader went nobody led any more, and the other databases were gone as well.
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_damaged_everywhere_does_not_keep_the_others_from_being_served() {
+    let mut trio = Trio::start().await;
+    let client = trio.client();
+    for name in ["shop", "till"] {
+        client.database(name).execute("CREATE TABLE t(x)", vec![]).await.unwrap();
+    }
+    trio.agree().await;
+    for id in 1..=3 {
+        trio.store(id).set_damaged("for a test".to_owned());
+    }
+    until("all to have stood down", || {
+        (1..=3).all(|id| trio.member(id).has_stood_down()).then_some(())
+    })
+    .await;
+    let leader = trio.leader().await;
+    trio.stop(leader).await;
+    client.database("till").execute("INSERT INTO t VALUES(1)", vec![]).await.unwrap();
+    // Who leads now still does not take shop's damage for content.
+    let leader = trio.leader().await;
+    assert!(trio.member(leader).has_stood_down());
+    let refused = trio.store(leader).verify().unwrap_err().to_string();
+    assert!(refused.contains("damaged"), "{refused}");
+    trio.stop_all().await;
+}
+
+/// A node refused a damaged checkpoint record or checkpoint file with what was wrong and no word
+/// about what to do, and the record was that of a database `(all)`.
+#[tokio::test(start_paused = true)]
+async fn what_to_do_about_a_damaged_checkpoint_is_said() {
+    let disk = FakeDisk::new();
+    let mut alone = Trio::on([(1, disk.clone())].into());
+    alone.run(1).await;
+    alone.leader().await;
+    let shop = alone.client().database("shop");
+    shop.execute("CREATE TABLE t(x)", vec![]).await.unwrap();
+    alone.member(1).checkpoint().await.unwrap();
+    shop.execute("INSERT INTO t VALUES(1)", vec![]).await.unwrap();
+    alone.member(1).checkpoint().await.unwrap();
+    alone.stop(1).await;
+    let record = "the data directory is damaged: the checkpoint record does not match its checksum";
+    let file = "database shop is damaged on this member: its checkpoint file does not match";
+    let published = |call: &String| call.starts_with("Rename") && call.contains("shop.ckpt\"");
+    let published = disk.transcript().iter().rposition(published).unwrap() as u64 + 1;
+    let half_way = disk.after_cut(published, 1);
+    let ends = [(disk, "checkpoint", record), (half_way, "databases/shop.ckpt", file)];
+    for (disk, path, what) in ends {
+        disk.flip(path, 20, &[1]).unwrap();
+        let mut alone = Trio::on([(1, disk.clone())].into());
+        let refused = alone.try_run(1).await.unwrap_err();
+        assert!(refused.is_configuration(), "{refused}");
+        let refused = refused.to_string();
+        for part in [what, ": remove this member from the cluster", "join it anew"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+        disk.flip(path, 20, &[1]).unwrap();
+        alone.run(1).await;
+        alone.stop_all().await;
     }
 }

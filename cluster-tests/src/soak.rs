@@ -37,6 +37,10 @@ pub enum Rung {
     Damage,
     /// R4: the same of one of three, which its peers repair.
     DamageOfThree,
+    /// R4: the same of all three.
+    DamageOfAll,
+    /// R4: what a follower had received of a snapshot changes.
+    DamageOfReceptions,
     /// R5: calls to the disk fail.
     Calls,
     /// R6: seeds of the simulation.
@@ -54,6 +58,8 @@ impl Rung {
             Rung::Receptions => (200, 1),
             Rung::Damage => (5_000, 3),
             Rung::DamageOfThree => (200, 1),
+            Rung::DamageOfAll => (100, 1),
+            Rung::DamageOfReceptions => (100, 1),
             Rung::Calls => (400, 2),
             Rung::Simulation => (50, 10),
             Rung::Nemeses => (30, 10),
@@ -92,6 +98,8 @@ impl Portion {
             Rung::Receptions => cuts::receiving(seed, count).map(owned),
             Rung::Damage => damage::alone(seed, count).map(owned),
             Rung::DamageOfThree => damage::one_of_three(seed, count).map(owned),
+            Rung::DamageOfAll => damage::all_three(seed, count).map(owned),
+            Rung::DamageOfReceptions => damage::receiving(seed, count).map(owned),
             Rung::Calls => fails::calls(seed, count).map(owned),
             Rung::Simulation => simulate(program, seed, count, bug),
             Rung::Nemeses => {

@@ -58,6 +58,22 @@ fn damage_of_one_of_three_nodes() -> Result<()> {
 }
 
 #[test]
+fn damage_of_all_three_nodes() -> Result<()> {
+    let counts = tell("R4 all three", damage::all_three(4, how_many(60, 2_000)))?;
+    for found in ["all refuse", "what is damaged is not served", "they wait for one another"] {
+        ensure!(count(&counts, found) > 0, "{found}: none of {counts:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn damage_of_what_a_follower_receives() -> Result<()> {
+    let counts = tell("R4 a reception", damage::receiving(4, how_many(40, 2_000)))?;
+    ensure!(count(&counts, "refused: install record") > 0, "{counts:?}");
+    Ok(())
+}
+
+#[test]
 fn calls_that_fail() -> Result<()> {
     let counts = tell("R5", fails::calls(5, how_many(200, 2_000)))?;
     for end in ["nodes that stopped", "nodes that went on"] {

@@ -119,7 +119,7 @@ impl Member {
 
     /// Whether nobody leads, as far as this node can tell: a leader hears no quorum, a follower no
     /// leader.
-    fn is_leaderless(&self, view: &CoreView) -> bool {
+    pub(super) fn is_leaderless(&self, view: &CoreView) -> bool {
         let silence = SILENCE_MIN.max(self.options.lease * 2);
         if self.diagnosis.began.elapsed() < silence {
             return false;

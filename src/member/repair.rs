@@ -1,6 +1,6 @@
-//! What a member does about a damaged copy of a database: it stands down (does not campaign; a
-//! leader hands over first), fetches the pages that differ from a healthy member, at one position,
-//! puts them in place, follows the log from there, and stands up again.
+//! What a member does about a damaged copy of a database: it stands down (does not campaign, unless
+//! nobody leads; a leader hands over first), fetches the pages that differ from a healthy member, at
+//! one position, puts them in place, follows the log from there, and stands up again.
 //!
 //! Its log is intact all the while: it votes, acknowledges entries and serves its other databases.
 //!
@@ -179,6 +179,8 @@ struct Watch {
     handover_after: Duration,
     /// Why nobody else leads instead.
     no_heir: Option<String>,
+    /// Nobody leads, so that this member campaigns all the same.
+    campaigns: bool,
     /// When the next repair may be tried.
     repair_after: Duration,
     /// What went wrong last, by database.
@@ -227,13 +229,29 @@ impl Watch {
         true
     }
 
+    /// Where all that could lead have stood down, one that leads without the damaged database is
+    /// better than none. Once it leads, it hands over to a better one.
+    fn campaign_without_a_leader(&mut self, member: &Member) {
+        let leaderless = member.is_leaderless(&member.core.view());
+        if leaderless == self.campaigns {
+            return;
+        }
+        if leaderless {
+            tracing::warn!("nobody leads: this member campaigns, though a copy is damaged here");
+        }
+        member.core.set_candidate(leaderless);
+        self.campaigns = leaderless;
+    }
+
     async fn stand_down(&mut self, member: &Arc<Member>) {
         if !member.has_stood_down() {
             tracing::warn!(
                 "a copy is damaged here: this member does not lead until it is repaired"
             );
             member.stand(false);
+            self.campaigns = false;
         }
+        self.campaign_without_a_leader(member);
         let now = member.env.clock.monotonic();
         if !member.core.view().leads || now < self.handover_after {
             return;

@@ -26,7 +26,7 @@ use crate::raft::messages::Request;
 
 use super::calls::{ENTRIES, decode_entries, encode_entries_wanted};
 use super::identity::StoredIdentity;
-use super::{Config, NodeError};
+use super::{ANEW, Config, NodeError, cannot_open};
 
 /// So many places of a log are mended at one start.
 const DAMAGES_MAX: usize = 100;
@@ -36,10 +36,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// One answer takes no longer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-
-/// What a node can do that cannot be mended.
-const ANEW: &str = "remove this member from the cluster, empty its data directory, and join it \
-                    anew under another id";
 
 /// Opens the log, mended where that was needed.
 pub async fn open_log(
@@ -91,7 +87,7 @@ fn peers(
 ) -> Result<BTreeMap<String, NodeId>, NodeError> {
     let failed = |error: &dyn std::fmt::Display| NodeError::Failed(error.to_string());
     let newest = mend::newest_membership(disk).map_err(|error| failed(&error))?;
-    let (recorded, _) = Catalog::recorded_on(disk).map_err(|error| failed(&error))?;
+    let (recorded, _) = Catalog::recorded_on(disk).map_err(cannot_open)?;
     let record = Members::of_record(recorded.membership.into());
     let (recorded, mut members) = record.map_err(|error| failed(&error))?;
     if let Some(newest) = newest.filter(|newest| Some(newest.id) > recorded) {

@@ -33,7 +33,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::log::Log;
 use crate::member::roles::Targets;
 use crate::member::{Member, MemberOptions, MemberParts, RoleOptions};
-use crate::pages::Catalog;
+use crate::pages::{Catalog, PagesError};
 use crate::raft::config::{Timeouts, raft_config};
 use crate::raft::connection::{ConnectError, Dialer, Identity, connect};
 use crate::raft::frames::Channel;
@@ -74,6 +74,20 @@ impl NodeError {
     /// Whether the mend is with whoever started the node.
     pub fn is_configuration(&self) -> bool {
         matches!(self, NodeError::Configuration(_))
+    }
+}
+
+/// What to do with a node whose data directory cannot be mended.
+const ANEW: &str = "remove this member from the cluster, empty its data directory, and join it \
+                    anew under another id";
+
+/// Why the databases of a data directory cannot be opened, and what to do.
+fn cannot_open(error: PagesError) -> NodeError {
+    match error {
+        PagesError::Damaged { .. } | PagesError::Directory(_) => {
+            NodeError::Configuration(format!("{error}: {ANEW}"))
+        }
+        error => NodeError::Failed(error.to_string()),
     }
 }
 
@@ -130,8 +144,7 @@ impl Node {
         let stored = identify(&config, known, &env)?;
         check_same_cluster(&config, &stored, &dialer).await?;
         let log = mend::open_log(&disk, &config, &stored, &dialer, &env).await?;
-        let catalog =
-            Arc::new(Catalog::open(disk.clone()).map_err(|e| NodeError::Failed(e.to_string()))?);
+        let catalog = Arc::new(Catalog::open(disk.clone()).map_err(cannot_open)?);
         finish_install(&log, &catalog)?;
         check_log_reaches(&log, &catalog)?;
         let recorded = catalog.recorded().last.map(|last| last.index);

@@ -305,20 +305,18 @@ pub(super) fn encode_record(record: &Record) -> Vec<u8> {
 }
 
 pub(super) fn decode_record(bytes: &[u8]) -> Result<Record, PagesError> {
-    let damaged = |what: String| PagesError::Damaged { database: "(all)".to_owned(), what };
+    let damaged = |what: &str| PagesError::Directory(format!("the checkpoint record {what}"));
     let Some((body, crc)) = bytes.split_last_chunk::<4>() else {
-        return Err(damaged("the checkpoint record is too short".to_owned()));
+        return Err(damaged("is too short"));
     };
     if !body.starts_with(MAGIC) {
-        return Err(damaged(
-            "the checkpoint record has a format that this version does not know".to_owned(),
-        ));
+        return Err(damaged("has a format that this version does not know"));
     }
     if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
-        return Err(damaged("the checkpoint record does not match its checksum".to_owned()));
+        return Err(damaged("does not match its checksum"));
     }
     decode_record_body(&body[MAGIC.len()..])
-        .map_err(|error| damaged(format!("the checkpoint record: {error}")))
+        .map_err(|error| damaged(&format!("cannot be read: {error}")))
 }
 
 fn decode_record_body(body: &[u8]) -> Result<Record, Malformed> {

@@ -291,7 +291,10 @@ pub(super) fn redo(
     let Some(end) = file.len()?.checked_sub(4) else { return Ok(None) };
     if !matches_checksum(&*file, end)? {
         // It was renamed into place only after it was whole and synced.
-        return Err(damaged(name, "its checkpoint file does not match its checksum"));
+        return Err(damaged(
+            name,
+            "its checkpoint file does not match its checksum, and the base file may be half written",
+        ));
     }
     let mut head = vec![0; HEADER_BYTES.min(usize::try_from(end).unwrap_or(usize::MAX))];
     read_exact_at(&*file, &mut head, 0)?;

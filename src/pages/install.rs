@@ -93,10 +93,7 @@ impl Plan {
     }
 
     fn decode(bytes: &[u8]) -> Result<Plan, PagesError> {
-        let damaged = |what: &str| PagesError::Damaged {
-            database: "(all)".to_owned(),
-            what: format!("the install record {what}"),
-        };
+        let damaged = |what: &str| PagesError::Directory(format!("the install record {what}"));
         let (body, crc) = bytes.split_last_chunk::<4>().ok_or(damaged("is too short"))?;
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
             return Err(damaged("does not match its checksum"));

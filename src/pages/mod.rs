@@ -64,6 +64,10 @@ pub enum PagesError {
         /// What does not match.
         what: String,
     },
+    /// What says where the databases of the data directory are cannot be trusted: no node can start
+    /// on it.
+    #[error("the data directory is damaged: {0}")]
+    Directory(String),
     /// A snapshot was kept open so long that its pages had to go.
     #[error("this snapshot is too old; begin a new transaction")]
     SnapshotTooOld,
@@ -83,6 +87,7 @@ impl PagesError {
     pub fn fate(&self) -> Fate {
         match self {
             PagesError::Io(_) | PagesError::Damaged { .. } => Fate::RetryElsewhere,
+            PagesError::Directory(_) => Fate::Fatal,
             PagesError::SnapshotTooOld => Fate::RetryHere,
             PagesError::Rewound | PagesError::NotLeader => Fate::RetryElsewhere,
             PagesError::Refused(_) => Fate::Reject,

@@ -168,6 +168,13 @@ impl Trio {
 
     /// The same; why it did not start, if it did not.
     pub async fn try_run(&mut self, id: NodeId) -> Result<(), NodeError> {
+        let started = self.start_of(id).await?;
+        self.nodes.insert(id, started);
+        Ok(())
+    }
+
+    /// A node that starts, beside others.
+    pub fn start_of(&self, id: NodeId) -> BoxFuture<'static, Result<Node, NodeError>> {
         let join = if id == 1 { vec![] } else { (1..=3).map(address).collect() };
         let mut config = Config {
             id: Some(id),
@@ -187,8 +194,7 @@ impl Trio {
                 executor: Executor::Inline,
             },
         };
-        self.nodes.insert(id, Node::start_on(config, on).await?);
-        Ok(())
+        Node::start_on(config, on).boxed()
     }
 
     pub async fn stop(&mut self, id: NodeId) {

@@ -30,7 +30,7 @@ pub(super) struct Run {
     pub(super) ledger: Ledger,
     pub(super) disks: BTreeMap<NodeId, FakeDisk>,
     /// The first moment at which it is cut, and the last one.
-    from: u64,
+    pub(super) from: u64,
     pub(super) to: u64,
 }
 
@@ -177,7 +177,7 @@ pub(super) async fn record_three(seed: u64) -> Result<Run> {
 }
 
 /// Node 3 is away until the others have purged what it lacks.
-async fn record_reception(seed: u64) -> Result<Run> {
+pub(super) async fn record_reception(seed: u64) -> Result<Run> {
     let (ticks, disks) = run::disks(3);
     let ledger = Ledger::new(ticks, seed, 36, 0)?;
     let mut nodes = start_three(&disks).await;

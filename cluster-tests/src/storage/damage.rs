@@ -7,9 +7,12 @@
 //! never taken for a torn tail: only where the damage reaches the very end of the log may what it
 //! covers be missing, for nothing can tell that from a write that was torn.
 //!
-//! Two sweeps: a node by itself, and one of three, which is whole again afterwards, to the byte.
+//! Four sweeps: a node by itself; one of three, which is whole again afterwards, to the byte; a
+//! follower in the middle of a snapshot, likewise; and all three ([`all`]).
 //!
 //! *Invariant*: what is right is what the undamaged directory holds, read from a copy of it.
+
+mod all;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +29,8 @@ use super::cuts::{self, Run};
 use super::run::{self, Bounds, Found, Ledger, Reader};
 use super::{Counts, Dice, Repeat, count, on_a_stopped_clock};
 use crate::memory::{Trio, until};
+
+pub use all::all_three;
 
 /// Damages to the directories of one run; then another is recorded.
 const DAMAGES_OF_A_RUN: u64 = 400;
@@ -176,14 +181,18 @@ async fn what_is_there(ledger: &Ledger, disk: FakeDisk) -> Result<Bounds> {
 
 /// Changes something, as the dice fall. `None` where nothing is another than before.
 fn inflict(disk: &FakeDisk, earlier: &FakeDisk, dice: &Dice) -> Result<Option<Damage>> {
+    inflict_on(disk, earlier, dice, &choose(disk, dice))
+}
+
+/// A file.
+fn choose(disk: &FakeDisk, dice: &Dice) -> String {
     let mut paths = disk.paths();
     paths.retain(|path| !path.starts_with("tmp/") && !path.ends_with(".tmp"));
     // Files of each kind alike, however many there are of it.
     let kinds = ["log/", "node.toml", "checkpoint", ".ckpt", ".db", ".sum", "incoming/", ".db"];
     let kind = *dice.pick(&kinds);
     let of_kind: Vec<&String> = paths.iter().filter(|path| path.contains(kind)).collect();
-    let path = if of_kind.is_empty() { dice.pick(&paths) } else { *dice.pick(&of_kind) };
-    inflict_on(disk, earlier, dice, path)
+    if of_kind.is_empty() { dice.pick(&paths).clone() } else { (*dice.pick(&of_kind)).clone() }
 }
 
 fn inflict_on(
@@ -286,14 +295,7 @@ async fn judge(
 /// Where the damage reaches the end of the log: what a log that ends before it holds, at least.
 async fn at_the_end(ledger: &Ledger, image: &Image, damage: &Damage) -> Result<Option<Bounds>> {
     let cut = image.disk.cut(quire::disk::Cut::Keep);
-    let mut head = None;
-    for path in cut.paths().into_iter().filter(|path| path.ends_with(".seg")) {
-        let bytes = cut.bytes(&path)?;
-        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
-            head = Some((path, last as u64 + 1));
-        }
-    }
-    let Some((path, end)) = head else { return Ok(None) };
+    let Some((path, end)) = end_of_log(&cut)? else { return Ok(None) };
     if damage.path != path || damage.to + image.last_group_bytes_max + 8 < end {
         return Ok(None);
     }
@@ -306,7 +308,19 @@ async fn at_the_end(ledger: &Ledger, image: &Image, damage: &Damage) -> Result<O
     Ok(Some(least))
 }
 
-/// What a refusal to start is about; an error where it does not say.
+/// The segment in which a log ends, and where.
+fn end_of_log(disk: &FakeDisk) -> Result<Option<(String, u64)>> {
+    let mut head = None;
+    for path in disk.paths().into_iter().filter(|path| path.ends_with(".seg")) {
+        let bytes = disk.bytes(&path)?;
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            head = Some((path, last as u64 + 1));
+        }
+    }
+    Ok(head)
+}
+
+/// What a refusal to start is about; an error where it does not say that, or not what to do.
 fn refusal(error: &NodeError) -> Result<&'static str> {
     let said = error.to_string();
     let about = [
@@ -319,6 +333,7 @@ fn refusal(error: &NodeError) -> Result<&'static str> {
         ("the log begins after", "refused: checkpoint record"),
     ];
     let found = about.iter().find(|(text, _)| said.contains(text)).map(|(_, about)| *about);
+    ensure!(said.contains("remove this member"), "it does not say what to do: {said}");
     found.with_context(|| format!("it refuses and does not say what is wrong: {said}"))
 }
 
@@ -357,6 +372,66 @@ pub fn one_of_three(seed: u64, damages: u64) -> Result<Counts> {
         }
     }
     Ok(counts)
+}
+
+/// A follower that was stopped in the middle of receiving a snapshot, damaged `damages` times in
+/// what it had received of it.
+pub fn receiving(seed: u64, damages: u64) -> Result<Counts> {
+    let mut counts = Counts::new();
+    let mut done = 0;
+    for number in 0.. {
+        if done >= damages {
+            break;
+        }
+        let seed = seed.wrapping_mul(1000) + number;
+        let said = format!("R4 a reception, run {seed}");
+        let _repeat = Repeat(said.clone());
+        let run = on_a_stopped_clock(cuts::record_reception(seed)).context(said.clone())?;
+        let bounds = run.ledger.at_end();
+        let moments = of_a_reception(&run.disks[&3])?;
+        for nth in 0..OF_THREE_OF_A_RUN {
+            if done == damages {
+                break;
+            }
+            let dice = Dice::nth(seed, nth);
+            let at = *dice.pick(&moments);
+            let stopped = |(id, disk): (&NodeId, &FakeDisk)| {
+                (*id, disk.after_cut(if *id == 3 { at } else { u64::MAX }, 1))
+            };
+            let disks: BTreeMap<NodeId, FakeDisk> = run.disks.iter().map(stopped).collect();
+            let received: Vec<String> =
+                disks[&3].paths().into_iter().filter(|path| is_received(path)).collect();
+            if received.is_empty() {
+                continue;
+            }
+            let path = dice.pick(&received);
+            let earlier = run.disks[&3].after_cut(at - dice.below(20).min(at), 1);
+            let Some(damage) = inflict_on(&disks[&3], &earlier, &dice, path)? else { continue };
+            let said = format!("{said}, damage {nth} after call {at}: {damage:?}");
+            let _repeat = Repeat(said.clone());
+            let nodes = run::nodes_again(disks);
+            let end = on_a_stopped_clock(whole_again(nodes, 3, &run.ledger, &bounds));
+            count(&mut counts, end.context(said)?, 1);
+            count(&mut counts, damage.kind, 1);
+            count(&mut counts, "damages", 1);
+            done += 1;
+        }
+    }
+    Ok(counts)
+}
+
+/// Whether a file has been received and is not in its place yet, or says what is to be put there.
+fn is_received(path: &str) -> bool {
+    path.starts_with("incoming/") || path.starts_with("databases/.")
+}
+
+/// All moments between the first file that is received and the end of the install.
+fn of_a_reception(disk: &FakeDisk) -> Result<Vec<u64>> {
+    let transcript = disk.transcript();
+    let of_it = |call: &String| call.contains("incoming/") || call.contains("databases/.");
+    let from = transcript.iter().position(of_it).context("nothing was received")?;
+    let to = transcript.iter().rposition(of_it).unwrap_or(from);
+    Ok((from as u64 + 1..=to as u64).collect())
 }
 
 /// The two others serve; the damaged one refuses to start, or is the same as they are in the end.
