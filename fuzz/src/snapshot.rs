@@ -108,11 +108,12 @@ impl World {
     fn begin(&mut self, input: &mut Input<'_>) {
         self.version += 1;
         let mut offered = Vec::new();
-        for at in 0..input.below(4) {
+        let count = input.below(4);
+        for (usual, own) in (1_u64..).zip(NAMES).take(count) {
             let pages: Vec<Vec<u8>> =
                 (0..input.below(5)).map(|_| vec![input.u8() % 4; PAGE_SIZE]).collect();
-            let id = if input.rarely(8) { input.odd() } else { at as u64 + 1 };
-            let name = if input.rarely(8) { input.choose(&NAMES) } else { NAMES[at] };
+            let id = if input.rarely(8) { input.odd() } else { usual };
+            let name = if input.rarely(8) { input.choose(&NAMES) } else { own };
             let size = if input.rarely(16) { input.odd() as usize } else { PAGE_SIZE };
             let mut described = described(id, name, size, self.version, &pages);
             match input.below(24) {

@@ -140,6 +140,10 @@ impl Faults {
         self.trace.note(|| format!("mend: {mend:?}"));
         match mend {
             Mend::Start(id) if !sim.is_host_running(host(*id)) => sim.bounce(host(*id)),
+            Mend::Start(id) if self.place(*id).is_stopping() => {
+                // It takes its time.
+                self.mends.push((self.trace.now() + Duration::from_millis(500), mend.clone()));
+            }
             Mend::Start(_) => {}
             Mend::Link(a, b) => sim.repair_oneway(host(*a), host(*b)),
             Mend::Release(a, b) => sim.release(host(*a), host(*b)),
@@ -362,6 +366,15 @@ impl Faults {
         }
     }
 
+    /// Starts what does not run: a node may have been asked to stop just before all was healed.
+    pub fn start_all(&self, sim: &mut Sim<'_>) {
+        for id in 1..=self.nodes() {
+            if !sim.is_host_running(host(id)) {
+                sim.bounce(host(id));
+            }
+        }
+    }
+
     /// Ends all faults.
     pub fn heal(&mut self, sim: &mut Sim<'_>) {
         for due in [Duration::MAX; 2] {
@@ -376,9 +389,8 @@ impl Faults {
                 self.place(id).cut(Cut::Keep);
                 sim.crash(host(id));
             }
-            if !sim.is_host_running(host(id)) {
-                sim.bounce(host(id));
-            }
         }
+        self.mends.clear();
+        self.start_all(sim);
     }
 }

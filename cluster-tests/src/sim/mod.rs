@@ -162,6 +162,7 @@ impl Run {
         let healed = self.trace.now();
         self.shared.healed.set(true);
         self.until(RECOVERY_MAX, "every client to have an answer", |run| {
+            run.faults.start_all(&mut run.sim);
             run.shared.recovered.get() == run.shared.workers.get()
         })?;
         let recovery = self.trace.now() - healed;
@@ -173,6 +174,7 @@ impl Run {
                 return Err(format!("the clients have ended: {ended}; {}", self.versions()));
             }
             ended |= self.step()?;
+            self.faults.start_all(&mut self.sim);
         }
         let histories = self.shared.histories.borrow();
         for invariant in &mut self.invariants {
@@ -209,7 +211,7 @@ impl Run {
         &mut self,
         within: Duration,
         what: &str,
-        done: impl Fn(&Run) -> bool,
+        done: impl Fn(&mut Run) -> bool,
     ) -> Result<(), String> {
         let deadline = self.trace.now() + within;
         while !done(self) {
@@ -221,7 +223,7 @@ impl Run {
         Ok(())
     }
 
-    fn is_together(&self) -> bool {
+    fn is_together(&mut self) -> bool {
         let votes = |member: &Arc<Member>| {
             let leadership = member.leadership();
             leadership.members.iter().filter(|member| member.votes()).count()

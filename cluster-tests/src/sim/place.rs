@@ -74,6 +74,8 @@ pub struct Place {
     disk: RefCell<FakeDisk>,
     member: RefCell<Option<Arc<Member>>>,
     stop: RefCell<Arc<Notify>>,
+    /// It was asked to stop since the last start.
+    stopping: Cell<bool>,
     starts: Cell<u64>,
     /// Its disk has failed or was full since the last start.
     struck: Cell<bool>,
@@ -107,6 +109,7 @@ impl Place {
             disk: RefCell::new(FakeDisk::unrecorded()),
             member: RefCell::default(),
             stop: RefCell::default(),
+            stopping: Cell::new(false),
             starts: Cell::new(0),
             struck: Cell::new(false),
             mended: Cell::new(false),
@@ -204,7 +207,13 @@ impl Place {
 
     /// Asks the node to stop gracefully.
     pub fn stop(&self) {
+        self.stopping.set(true);
         self.stop.borrow().notify_one();
+    }
+
+    /// Whether it was asked to since the last start.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
     }
 
     fn config(&self) -> Config {
@@ -240,6 +249,7 @@ impl Place {
         }
         let stop = Arc::new(Notify::new());
         self.stop.replace(stop.clone());
+        self.stopping.set(false);
         let on = Surroundings {
             listener: listen().await?,
             dialer: Arc::new(Peers),
