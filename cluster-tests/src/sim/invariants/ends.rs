@@ -1,8 +1,12 @@
 //! A node ends by itself, does not start, or finds its copy damaged, only where its disk has failed or
-//! was full: a power cut is no reason.
+//! was full: a power cut is no reason. Or where its program is refused: a node that has not been let in
+//! yet, and is of another schema than the members, ends and says so.
 
 use super::{Invariant, Look};
 use crate::check::Violation;
+
+/// How the refusal of a program begins.
+const REFUSED: &str = "schema version mismatch";
 
 /// See the module.
 pub struct Ends;
@@ -15,7 +19,9 @@ impl Invariant for Ends {
     fn look(&mut self, look: &Look<'_>) -> Result<(), Violation> {
         for place in look.places.iter().filter(|place| !place.is_struck()) {
             let node = place.node();
-            if let Some(why) = place.ended() {
+            if let Some(why) = place.ended()
+                && !(place.schema().is_some() && why.starts_with(REFUSED))
+            {
                 return Err(Violation(format!("node {node} has ended: {why}")));
             }
             let Some(member) = place.member() else { continue };
