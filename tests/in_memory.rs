@@ -17,6 +17,7 @@ use quire::base::{NodeId, RequestId};
 use quire::disk::FakeDisk;
 use quire::driver::{Client, DriverError};
 use quire::member::{Failure, Member, ReadLevel, Session};
+use quire::pages::PagesError;
 use quire::pages::store::Resolution;
 use quire::raft::{Outcome, WriteFailure, command};
 use quire::sqlite::{Cancel, Connection, ConnectionOptions, Ran, TempSpace, View};
@@ -274,6 +275,21 @@ async fn ahead(trio: &Trio) -> (Arc<Member>, Connection) {
     let writer = Connection::open(trio.store(leader), &options).unwrap();
     writer.link().allow_write(true);
     (trio.member(leader).clone(), writer)
+}
+
+/// A leader with many writers was stopped, and one of them was told that nobody knows what became
+/// of its write: it committed after the leader had looked what there was to wait for, and before
+/// leadership was gone.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_published_once_leadership_is_on_its_way_to_another() {
+    let trio = Trio::start().await;
+    let (member, writer) = ahead(&trio).await;
+    common::run(&writer, "BEGIN IMMEDIATE; INSERT INTO t VALUES(2)");
+    member.pause_writes().await;
+    let error = common::fails(&writer, "COMMIT");
+    assert!(matches!(error.cause.as_deref(), Some(PagesError::NotLeader)), "{error:?}");
+    assert!(trio.store(member.id()).take_outgoing().is_none());
+    trio.stop_all().await;
 }
 
 fn session(member: &Arc<Member>) -> Session {

@@ -39,7 +39,8 @@ fn what_must_hold_holds_in_every_simulation() {
 #[test]
 fn a_seed_is_repeated_to_the_byte() {
     let trace = |seed| many(None).one(seed).report.map(|report| report.trace);
-    for seed in [1, 2, 3] {
+    // The last three begin with nodes of an older schema, which wait for one another.
+    for seed in [1, 2, 3, 13, 16, 17] {
         assert_eq!(trace(seed), trace(seed));
     }
 }

@@ -163,6 +163,14 @@ pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A node that stops on purpose hands leadership over within this time, or stops all the same.
 pub const HANDOVER_AT_STOP_MAX: Duration = Duration::from_secs(4);
 
+/// A node that stops closes the connection of a client that it has not heard of for so long, having
+/// told whoever asked that another node leads. (Closed at once, a request that had just arrived would
+/// have been lost, and its client could not know that.)
+pub const FAREWELL_QUIET: Duration = Duration::from_millis(50);
+
+/// A node that stops ends all connections within this time.
+pub const FAREWELL_MAX: Duration = Duration::from_millis(500);
+
 /// A node that joins asks again after this pause.
 pub const JOIN_PAUSE: Duration = Duration::from_millis(200);
 

@@ -193,6 +193,9 @@ fn each_patch(bytes: &[u8], good: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
 /// written since, the one before it is still there, behind what counts of the segment before: the
 /// fresh segment with the group copied once more.
 fn copied_again(disk: &dyn Disk, segment: u64) -> Result<Option<Vec<u8>>, LogError> {
+    if !disk.exists(&segment_path(segment))? {
+        return Ok(None);
+    }
     let file = disk.open(&segment_path(segment))?;
     let Some(header) = read_header(&*file, segment)? else { return Ok(None) };
     let path = segment_path(header.previous);

@@ -69,7 +69,8 @@ async fn follow(member: &Arc<Member>, core: &Core, view: &CoreView) -> bool {
         member.note_members(view);
         let stores = member.catalog.all();
         // One that has just been created is not one that was rewound.
-        if stores.iter().all(|store| store.open_new(view.term)) {
+        let open = stores.iter().all(|store| store.open_new(view.term));
+        if member.closed_again(&stores) || open {
             return false;
         }
         // Apply met a delta that is not of this epoch.
@@ -101,8 +102,12 @@ impl Member {
         if !view.leads || view.term != term {
             return;
         }
-        for store in self.catalog.all() {
+        let stores = self.catalog.all();
+        for store in &stores {
             store.open_slot(term);
+        }
+        if self.closed_again(&stores) {
+            return;
         }
         tracing::info!(term, node = self.id, "this node leads");
         self.leadership.send_replace(Leadership {

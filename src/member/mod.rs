@@ -44,7 +44,7 @@ use tokio::task::JoinHandle;
 
 use crate::base::{DatabaseId, DatabaseName, Env, Fate, NodeId};
 use crate::log::Log;
-use crate::pages::{Catalog, PagesError};
+use crate::pages::{Catalog, PagesError, Store};
 use crate::raft::lease::LeaseGuard;
 use crate::raft::network::Network;
 use crate::raft::{Command, Core, WriteFailure};
@@ -365,7 +365,10 @@ impl Member {
         }
         let database = self.find_database(name).ok_or(Failure::NotLeader)?;
         database.store().open_new(term);
-        Ok(database)
+        match self.closed_again(std::slice::from_ref(database.store())) {
+            true => Err(Failure::NotLeader),
+            false => Ok(database),
+        }
     }
 
     /// Ends the consensus core, on purpose.
@@ -381,11 +384,13 @@ impl Member {
     }
 
     /// Stops executing writes for good and waits until what was executed is applied: leadership is
-    /// about to be handed over.
+    /// about to be handed over. A transaction that commits meanwhile is told that it was not.
     pub async fn pause_writes(&self) {
         self.paused.store(true, Ordering::Release);
         self.leadership.send_modify(|now| now.open_term = None);
-        for store in self.catalog.all() {
+        let stores = self.catalog.all();
+        self.closed_again(&stores);
+        for store in stores {
             if store.damage().is_some() {
                 // It applies nothing; what it executed ahead is dropped with the leadership.
                 continue;
@@ -394,6 +399,16 @@ impl Member {
             let waiting = store.wait_applied(head.version, store.epoch());
             waiting.resolved().await;
         }
+    }
+
+    /// Closes the slots of `stores` where writes are paused: whoever opens slots asks afterwards, since
+    /// the pause may have come in between.
+    fn closed_again(&self, stores: &[Arc<Store>]) -> bool {
+        let paused = self.paused.load(Ordering::Acquire);
+        if paused {
+            stores.iter().for_each(|store| store.close_slot());
+        }
+        paused
     }
 
     /// Takes back [`Member::pause_writes`]: where this member still leads, its slots open again.

@@ -115,6 +115,7 @@ pub struct Node {
     disk: Arc<dyn Disk>,
     gate: Option<Arc<NodeGate>>,
     stopping: watch::Sender<bool>,
+    serving: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -213,16 +214,14 @@ impl Node {
             connections_max: usize::try_from(config.limits.connections).unwrap_or(usize::MAX),
             frame_bytes_max: usize::try_from(config.limits.frame_bytes).unwrap_or(usize::MAX),
         };
-        let mut tasks = vec![
-            tokio::spawn(server::serve(listener, doors, stopping.subscribe())),
-            tokio::spawn(checkpoints::keep(
-                member.clone(),
-                log.clone(),
-                config.limits.clone(),
-                holds,
-                stopping.subscribe(),
-            )),
-        ];
+        let serving = tokio::spawn(server::serve(listener, doors, stopping.subscribe()));
+        let mut tasks = vec![tokio::spawn(checkpoints::keep(
+            member.clone(),
+            log.clone(),
+            config.limits.clone(),
+            holds,
+            stopping.subscribe(),
+        ))];
         belonging::found(&config, &core, &hooks, &identity, &env).await?;
         let belonging = Belonging {
             id: stored.id,
@@ -235,7 +234,7 @@ impl Node {
         };
         tasks.push(tokio::spawn(belonging.keep(stopping.subscribe())));
         tasks.extend(gate.iter().flat_map(NodeGate::spawn));
-        Ok(Node { member, log, disk, gate, stopping, tasks })
+        Ok(Node { member, log, disk, gate, stopping, serving, tasks })
     }
 
     /// The member's core, for an application that embeds the node.
@@ -249,7 +248,8 @@ impl Node {
         self.disk.set_budget(bytes_max);
     }
 
-    /// Stops it: hands leadership and role over, closes the doors, ends consensus.
+    /// Stops it: hands leadership and role over, answers whoever still asks, closes the doors, ends
+    /// consensus.
     pub async fn stop(self) {
         self.hand_over().await;
         self.stop_with_cluster().await;
@@ -258,6 +258,8 @@ impl Node {
     /// Stops it as one of a cluster whose nodes all stop: there is nobody to hand leadership to.
     pub async fn stop_with_cluster(self) {
         self.stopping.send_replace(true);
+        // Clients get their answers. An error: it ended by a panic, which was logged.
+        let _ = self.serving.await;
         self.member.stop().await;
         for task in self.tasks {
             task.abort();

@@ -448,6 +448,13 @@ impl Store {
         self.rewind_locked(Some(term))
     }
 
+    /// Forbids publishing until the slot is opened again. What is published goes on its way.
+    pub fn close_slot(&self) {
+        // What has been frozen is published before the permit is free.
+        let _permit = self.take_permit();
+        self.state.lock().open = None;
+    }
+
     /// Drops everything above applied and forbids publishing until the slot is opened again.
     pub fn rewind(&self) {
         let _permit = self.take_permit();

@@ -115,8 +115,8 @@ async fn converse(
             }
             tokio::select! {
                 biased;
-                _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 read = socket.read_more() => read?,
+                () = farewell(&mut stopping) => return Ok(()),
                 () = sleep_until_some(idle_until) => {}
             }
             continue;
@@ -129,6 +129,13 @@ async fn converse(
         run(socket, client, frame).await?;
         idle_since = Instant::now();
     }
+}
+
+/// The node stops, and the client asks for nothing any more.
+async fn farewell(stopping: &mut watch::Receiver<bool>) {
+    // An error means that the node is gone.
+    let _ = stopping.wait_for(|stop| *stop).await;
+    tokio::time::sleep(limits::FAREWELL_QUIET).await;
 }
 
 /// Waits until a time, or for ever.

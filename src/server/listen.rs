@@ -138,13 +138,14 @@ pub struct Doors {
     pub frame_bytes_max: usize,
 }
 
-/// Accepts connections until `stopping` turns true.
+/// Accepts connections until `stopping` turns true; then waits until clients have been answered and
+/// their connections have ended.
 pub async fn serve(mut listener: Listener, doors: Doors, mut stopping: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(doors.connections_max));
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = stopping.wait_for(|stop| *stop) => return,
+            _ = stopping.wait_for(|stop| *stop) => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -158,6 +159,10 @@ pub async fn serve(mut listener: Listener, doors: Doors, mut stopping: watch::Re
             }
         }
     }
+    drop(listener);
+    let all = u32::try_from(doors.connections_max).unwrap_or(u32::MAX);
+    // Who has not gone by then is cut off.
+    let _ = tokio::time::timeout(limits::FAREWELL_MAX, room.acquire_many(all)).await;
 }
 
 /// Reads the word that opens a connection, and hands it on.
@@ -189,6 +194,9 @@ async fn welcome(
         return;
     };
     let Ok(_place) = room.try_acquire() else {
+        if *stopping.borrow() {
+            return;
+        }
         tracing::warn!(max = doors.connections_max, "too many connections; one was closed");
         return;
     };

@@ -64,6 +64,14 @@ impl Language {
         }
     }
 
+    /// What is counted of it.
+    pub(super) fn done(self) -> &'static str {
+        match self {
+            Language::Go => "done by Go",
+            Language::Python => "done by Python",
+        }
+    }
+
     /// Its program; `None`, and a line that says why, where there is none.
     fn command(self) -> Result<Option<Command>> {
         match self {
@@ -96,6 +104,7 @@ impl Language {
             (job.seed % 1_000_000).to_string(),
             ledger.start().to_string(),
         ]);
+        ledger.count(self.done(), 0);
         let mut child = command
             .current_dir(format!("{HERE}/.."))
             .stdin(Stdio::null())
@@ -122,16 +131,15 @@ async fn listen<W: Workload>(
     ledger: &Ledger<W::Op>,
 ) -> Result<()> {
     let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
-    let done = match language {
-        Language::Go => "done by Go",
-        Language::Python => "done by Python",
-    };
     while let Some(line) = lines.next_line().await? {
         match serde_json::from_str(&line).with_context(|| format!("what it printed: {line}"))? {
             Line::Event(event) => {
                 let event: Event<W::Op> = event;
                 let writes = W::writes(&event.op);
-                ledger.count(done, u64::from(event.outcome == crate::check::Outcome::Done));
+                ledger.count(
+                    language.done(),
+                    u64::from(event.outcome == crate::check::Outcome::Done),
+                );
                 ledger.push(event, writes);
             }
             Line::Surprise { surprise } => ledger.surprise(surprise),

@@ -15,6 +15,9 @@ use tokio::task::{JoinSet, block_in_place};
 
 use crate::{Cluster, PATIENCE, wait_for};
 
+/// So many lines of each node's log are told where a write failed.
+const LINES_TOLD: usize = 60;
+
 /// How long after leadership was handed over the gap may still come.
 const AFTERWARDS: Duration = Duration::from_millis(700);
 
@@ -128,8 +131,18 @@ async fn write(client: Client, writer: usize, stop: Arc<AtomicBool>, told: Arc<T
     }
 }
 
+/// What the nodes say of it, where a write failed.
+fn explain(cluster: &Cluster, failures: &[DriverError]) {
+    for id in cluster.all().filter(|_| !failures.is_empty()) {
+        let log = cluster.log(id);
+        let lines: Vec<&str> = log.lines().collect();
+        let from = lines.len().saturating_sub(LINES_TOLD);
+        eprintln!("node {id}, the end of its log:\n{}", lines[from..].join("\n"));
+    }
+}
+
 /// Kills the leader so many times: from each kill to the first acknowledgement of a write that was
-/// begun after it.
+/// begun when it was dead.
 pub async fn leader_kills(kills: usize) -> Result<Gaps> {
     let mut cluster = Cluster::start(3).await?;
     let load = Load::start(&cluster, 8).await?;
@@ -140,7 +153,8 @@ pub async fn leader_kills(kills: usize) -> Result<Gaps> {
         load.forget();
         let killed = Instant::now();
         block_in_place(|| cluster.kill(leader))?;
-        gaps.push(load.acknowledged_since(killed).await? - killed);
+        // One that was begun before it was dead may have been acknowledged by the dying.
+        gaps.push(load.acknowledged_since(Instant::now()).await? - killed);
         cluster.restart(leader)?;
     }
     for failure in load.finish().await {
@@ -168,7 +182,9 @@ pub async fn transfers(times: usize) -> Result<(Gaps, Vec<DriverError>)> {
         operator.transfer(Some(to as u64)).await?;
         gaps.push(load.longest_gap(from).await?);
     }
-    Ok((gaps, load.finish().await))
+    let failures = load.finish().await;
+    explain(&cluster, &failures);
+    Ok((gaps, failures))
 }
 
 /// Stops the leader in an orderly manner so many times: the longest time without an acknowledgement
@@ -188,7 +204,9 @@ pub async fn stops(times: usize) -> Result<(Gaps, Vec<DriverError>)> {
         cluster.restart(leader)?;
         cluster.wait_for_leader().await?;
     }
-    Ok((gaps, load.finish().await))
+    let failures = load.finish().await;
+    explain(&cluster, &failures);
+    Ok((gaps, failures))
 }
 
 /// What happened while nothing was wrong.
@@ -225,5 +243,6 @@ pub async fn quiet(lasting: Duration) -> Result<Quiet> {
         tokio::time::sleep(Duration::from_secs(1).min(lasting)).await;
     }
     quiet.failures = load.finish().await;
+    explain(&cluster, &quiet.failures);
     Ok(quiet)
 }

@@ -35,6 +35,15 @@ const CALL_MAX: Duration = Duration::from_secs(5);
 /// How often the nodes are asked who leads.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// What no node says unless there is a mistake.
+const TROUBLE: [&str; 5] = [
+    "panicked at",
+    "this is a bug",
+    "copy of the database is damaged",
+    "cannot be applied",
+    "part of a large transaction cannot be read",
+];
+
 /// How many operations that were done are offered for a picture.
 const BARS_PLAIN: usize = 10_000;
 
@@ -243,6 +252,8 @@ impl<'a, W: Workload> Run<'a, W> {
             self.violation(format!("no fault explains this: {surprise}"));
         }
         self.count();
+        self.read_logs();
+        self.look_for_idlers();
         let history = Arc::new(self.ledger.take());
         let checked = history.clone();
         let checked = tokio::task::spawn_blocking(move || W::check(&checked)).await?;
@@ -267,6 +278,34 @@ impl<'a, W: Workload> Run<'a, W> {
         counts.insert("faults", self.report.faults.len() as u64);
         self.report.leaders = self.watch.leaders();
         counts.insert("leaders", self.report.leaders.len() as u64);
+    }
+
+    /// What a node has noticed itself: a panic, a copy that is not as it should be.
+    fn read_logs(&mut self) {
+        for id in self.world.cluster.all().collect::<Vec<_>>() {
+            let log = self.world.cluster.log(id);
+            let told = log.lines().find(|line| TROUBLE.iter().any(|words| line.contains(words)));
+            if let Some(line) = told {
+                self.violation(format!("node {id} says: {line}"));
+            }
+        }
+    }
+
+    /// A run in which nothing struck, or in which somebody got nothing done, shows nothing.
+    fn look_for_idlers(&mut self) {
+        let counts = &self.report.counts;
+        let idlers = ["acknowledged", "reads", "done by Go", "done by Python"];
+        let idle = idlers.into_iter().filter(|what| counts.get(what) == Some(&0));
+        let mut idle: Vec<String> = idle.map(|what| format!("nothing was {what}")).collect();
+        if self.report.faults.is_empty() {
+            idle.push("no fault struck".to_owned());
+        }
+        let mut terms: Vec<_> = self.report.leaders.iter().map(|led| led.term).collect();
+        terms.sort_unstable();
+        if let Some(twice) = terms.windows(2).find(|pair| pair[0] == pair[1]) {
+            idle.push(format!("term {} had two leaders", twice[0]));
+        }
+        self.report.violations.extend(idle);
     }
 
     /// Starts the clients, and lets the nemesis strike until the time is over.
@@ -557,9 +596,10 @@ impl Watch {
             let asked = addresses.values().filter_map(|address| clients.get(address));
             let told = join_all(asked.map(|client| client.status())).await;
             let now = super::ledger::now_nanos().saturating_sub(start);
-            let leads = told.into_iter().flatten().filter(|status| status.leader == status.node);
-            if let Some(status) = leads.max_by_key(|status| status.term) {
-                self.saw(now, status.node, status.term);
+            for status in told.into_iter().flatten() {
+                if status.leader == status.node {
+                    self.saw(now, status.node, status.term);
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -567,9 +607,9 @@ impl Watch {
 
     fn saw(&self, now: u64, node: u64, term: u64) {
         let mut leaders = self.leaders.lock();
-        match leaders.last_mut() {
-            Some(led) if led.term == term => led.until = now,
-            _ => leaders.push(Led { node, term, from: now, until: now }),
+        match leaders.iter_mut().find(|led| (led.node, led.term) == (node, term)) {
+            Some(led) => led.until = now,
+            None => leaders.push(Led { node, term, from: now, until: now }),
         }
     }
 

@@ -403,7 +403,7 @@ impl Workload for Bank {
     fn check(history: &[Event<BankOp>]) -> Result<(), Violation> {
         let start = vec![BALANCE; ACCOUNTS as usize];
         let rules = check::bank::Rules { start, may_overdraw: false };
-        check::bank::check(&rules, history).map(drop)
+        check::bank::check(&rules, history)?.suffices()
     }
 }
 

@@ -333,10 +333,7 @@ fn refusal(error: &NodeError) -> Result<&'static str> {
         ("the log begins after", "refused: checkpoint record"),
     ];
     let found = about.iter().find(|(text, _)| said.contains(text)).map(|(_, about)| *about);
-    // An error of the disk under the log says itself what is wrong.
-    let says =
-        said.contains("remove this member") || said.contains("the Raft log cannot be opened");
-    ensure!(says, "it does not say what to do: {said}");
+    ensure!(said.contains("remove this member"), "it does not say what to do: {said}");
     found.with_context(|| format!("it refuses and does not say what is wrong: {said}"))
 }
 

@@ -109,7 +109,7 @@ async fn one(
     *counts.entry("acknowledged").or_default() += ledger.acknowledged();
     count(counts, if ended.stopped { "nodes that stopped" } else { "nodes that went on" }, 1);
     count(counts, "transactions not acknowledged", ended.failed);
-    count(counts, "failing calls", 1);
+    count_reached(counts, ended.reached);
 
     // The power fails everywhere; the disk is replaced by a good one with what it holds.
     drop(nodes);
@@ -128,7 +128,9 @@ async fn starting(seed: u64, nth: u64, failing: Failing, counts: &mut Counts) ->
     let disk = &run.disks[&1];
     let start = disk.after_cut(disk.calls_before(tick), nth);
     // A start makes few calls.
-    plan(&start, Failing { nth: nth % 40, ..failing });
+    let failing = Failing { nth: nth % 40, ..failing };
+    let at = failing.made(&start) + failing.nth;
+    plan(&start, failing);
     let mut nodes = run::nodes([(1, start.clone())]);
     let started = timeout(PATIENCE, nodes.try_run(1)).await.context("it hangs")?;
     let bounds = run.ledger.at(tick);
@@ -146,11 +148,23 @@ async fn starting(seed: u64, nth: u64, failing: Failing, counts: &mut Counts) ->
     }
     let what = if started.is_ok() { "starts that went on" } else { "starts that were refused" };
     count(counts, what, 1);
-    count(counts, "failing calls", 1);
+    count_reached(counts, failing.made(&start) > at);
     drop(nodes);
     start.heal();
     let after = start.after_cut(u64::MAX, nth.wrapping_mul(7) % 5);
     opens(run::nodes([(1, after)]), 1, &run.ledger, &bounds).await
+}
+
+/// A call that was never made did not fail.
+fn count_reached(counts: &mut Counts, reached: bool) {
+    count(counts, if reached { "failing calls" } else { "calls that were not reached" }, 1);
+}
+
+impl Failing {
+    /// How many calls of its kind there were.
+    fn made(&self, disk: &FakeDisk) -> u64 {
+        if self.reads { disk.reads() } else { disk.calls() }
+    }
 }
 
 fn plan(disk: &FakeDisk, failing: Failing) {
@@ -166,6 +180,8 @@ fn plan(disk: &FakeDisk, failing: Failing) {
 /// How a run ended.
 struct Ended {
     stopped: bool,
+    /// Whether the failing call was made.
+    reached: bool,
     failed: u64,
     acknowledged_last: bool,
 }
@@ -182,10 +198,9 @@ async fn work(
     let dice = Dice::new(seed);
     let (mut failed, mut acknowledged_last, mut given_up) = (0, false, 0);
     let disk = &nodes.disks[&sick];
-    let made = || if failing.reads { disk.reads() } else { disk.calls() };
-    let (at, mut more) = (made() + failing.nth, 0);
+    let (at, mut more) = (failing.made(disk) + failing.nth, 0);
     for number in 0..TRANSACTIONS_MAX {
-        more += u64::from(made() > at);
+        more += u64::from(failing.made(disk) > at);
         // Reads are few where nothing is looked for on the disk.
         if more > MORE || failing.reads && number > 40 {
             break;
@@ -213,7 +228,8 @@ async fn work(
         }
     }
     let fatal = timeout(Duration::from_millis(1), nodes.nodes[&sick].wait_fatal()).await;
-    Ok(Ended { stopped: fatal.is_ok(), failed, acknowledged_last })
+    let reached = failing.made(disk) > at;
+    Ok(Ended { stopped: fatal.is_ok(), reached, failed, acknowledged_last })
 }
 
 async fn opens(mut nodes: Trio, sick: NodeId, ledger: &Ledger, bounds: &Bounds) -> Result<()> {

@@ -228,6 +228,24 @@ fn a_copied_group_is_copied_again() {
     assert!(matches!(examine(&disk, segment, offset).unwrap(), Mend::Unprovable));
 }
 
+/// A node of which a whole segment was gone said "no such file or directory" and not what to do: the
+/// mending looked for a group in the very file that was missing.
+#[test]
+fn a_segment_that_is_gone_is_refused_as_damage() {
+    let (disk, _) = eventful();
+    let names = disk.list("log").unwrap();
+    let mut refused = 0;
+    for name in names {
+        let disk = disk.cut(Cut::Keep);
+        disk.remove(&format!("log/{name}")).unwrap();
+        if let Err(LogError::Damaged { segment, offset, .. }) = try_open(&disk) {
+            refused += 1;
+            assert!(matches!(examine(&disk, segment, offset), Ok(Mend::Unprovable)), "{name}");
+        }
+    }
+    assert!(refused > 0);
+}
+
 /// What is kept aside has a bound.
 #[test]
 fn few_damaged_segments_are_kept() {

@@ -18,6 +18,6 @@ impl Invariant for Bank {
 
     fn end(&mut self, _: &[Rc<Place>], histories: &Histories) -> Result<(), Violation> {
         let rules = Rules { start: vec![BALANCE; ACCOUNTS as usize], may_overdraw: false };
-        bank::check(&rules, &histories.bank).map(drop)
+        bank::check(&rules, &histories.bank)?.suffices()
     }
 }
