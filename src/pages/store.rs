@@ -172,6 +172,17 @@ impl State {
         }
     }
 
+    /// The first delta of which `which` is true will never be applied. Nor will those on top of it,
+    /// though they may be in the log: the fence lets nothing pass whose base never was. Whether there
+    /// is such a delta.
+    fn note_never_from(&mut self, which: impl Fn(DeltaId) -> bool) -> bool {
+        let Some(at) = self.pending.iter().position(|pending| which(pending.point.delta)) else {
+            return false;
+        };
+        self.pending.iter_mut().skip(at).for_each(|pending| pending.proposed = false);
+        true
+    }
+
     fn wait(&mut self, version: u64) -> Waiting {
         let (sender, receiver) = oneshot::channel();
         self.waiter_count += 1;
@@ -474,11 +485,7 @@ impl Store {
 
     /// As [`Store::rewind`], after Raft said that it did not append the deltas `ids`.
     pub fn rewind_not_appended(&self, ids: &[DeltaId]) {
-        for pending in &mut self.state.lock().pending {
-            if ids.contains(&pending.point.delta) {
-                pending.proposed = false;
-            }
-        }
+        self.state.lock().note_never_from(|id| ids.contains(&id));
         self.rewind();
     }
 
@@ -661,10 +668,8 @@ impl Store {
     /// A delta that the fence refused is certainly not applied: if it is one of ours, what was
     /// executed on it is dropped.
     pub(super) fn rewind_refused(&self, id: DeltaId) {
-        let mut state = self.state.lock();
-        if let Some(own) = state.pending.iter_mut().find(|pending| pending.point.delta == id) {
-            own.proposed = false;
-            drop(state);
+        let own = self.state.lock().note_never_from(|pending| pending == id);
+        if own {
             self.rewind();
         }
     }

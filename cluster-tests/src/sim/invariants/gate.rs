@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quire::base::DatabaseName;
+use quire::base::{DatabaseName, NodeId};
 use quire::disk::FakeDisk;
 use quire::member::Member;
 use quire::sqlite::{
@@ -39,16 +39,20 @@ impl Invariant for Gate {
             if !member.lets_in() {
                 continue;
             }
-            let version = version(&member).map_err(Violation)?;
-            if version != Some(built_for) {
-                let node = member.id();
-                return Err(Violation(format!(
-                    "node {node} was built for schema {built_for} and lets clients in; its \
-                     database has {version:?}"
-                )));
-            }
+            check(member.id(), built_for, version(&member).map_err(Violation)?)?;
         }
         Ok(())
+    }
+}
+
+/// Of a node that lets clients in.
+fn check(node: NodeId, built_for: u64, version: Option<u64>) -> Result<(), Violation> {
+    match version == Some(built_for) {
+        true => Ok(()),
+        false => Err(Violation(format!(
+            "node {node} was built for schema {built_for} and lets clients in; its database has \
+             {version:?}"
+        ))),
     }
 }
 
@@ -87,5 +91,18 @@ impl RowSink for Found {
             self.0 = u64::try_from(*version).ok();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_outside_of_its_level_is_found() {
+        check(1, 2, Some(2)).unwrap();
+        for version in [Some(1), Some(3), None] {
+            check(1, 2, version).unwrap_err();
+        }
     }
 }

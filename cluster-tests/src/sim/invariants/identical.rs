@@ -23,20 +23,7 @@ impl Invariant for Identical {
         for member in &look.running {
             for store in member.catalog().all() {
                 let point = store.applied();
-                let seen = (point.digest, member.id());
-                let first = *self.0.entry((store.id(), point.version)).or_insert(seen);
-                if first.0 != point.digest {
-                    return Err(Violation(format!(
-                        "version {} of database {} has digest {:032x} on node {} and {:032x} on \
-                         node {}",
-                        point.version,
-                        store.name(),
-                        first.0,
-                        first.1,
-                        point.digest,
-                        member.id()
-                    )));
-                }
+                self.has(member.id(), store.id(), point.version, point.digest)?;
             }
         }
         Ok(())
@@ -59,5 +46,40 @@ impl Invariant for Identical {
             }
         }
         Ok(())
+    }
+}
+
+impl Identical {
+    fn has(
+        &mut self,
+        node: NodeId,
+        database: u64,
+        version: u64,
+        digest: u128,
+    ) -> Result<(), Violation> {
+        let (first, on) = *self.0.entry((database, version)).or_insert((digest, node));
+        match first == digest {
+            true => Ok(()),
+            false => Err(Violation(format!(
+                "version {version} of database {database} has digest {first:032x} on node {on} and \
+                 {digest:032x} on node {node}"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_that_differ_are_found() {
+        let mut replicas = Identical::default();
+        for (node, database, version, digest) in
+            [(1, 1, 5, 7), (2, 1, 5, 7), (1, 1, 6, 8), (2, 2, 6, 9)]
+        {
+            replicas.has(node, database, version, digest).unwrap();
+        }
+        replicas.has(2, 1, 6, 9).unwrap_err();
     }
 }

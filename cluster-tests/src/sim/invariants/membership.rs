@@ -39,23 +39,32 @@ impl Invariant for Membership {
             if voters == self.voters {
                 continue;
             }
-            let missing: BTreeSet<NodeId> = self.missing(look).collect();
-            let most = |of: &BTreeSet<NodeId>| of.difference(&missing).count() * 2 > of.len();
-            let before = std::mem::replace(&mut self.voters, voters);
-            let known_before = self.term != 0;
-            self.term = term;
-            if known_before && most(&before) && !most(&self.voters) {
-                return Err(Violation(format!(
-                    "voters {before:?} became {:?} while {missing:?} were away",
-                    self.voters
-                )));
-            }
+            self.became(term, voters, &self.missing(look).collect())?;
         }
         Ok(())
     }
 }
 
 impl Membership {
+    fn became(
+        &mut self,
+        term: u64,
+        voters: BTreeSet<NodeId>,
+        missing: &BTreeSet<NodeId>,
+    ) -> Result<(), Violation> {
+        let most = |of: &BTreeSet<NodeId>| of.difference(missing).count() * 2 > of.len();
+        let before = std::mem::replace(&mut self.voters, voters);
+        let known_before = self.term != 0;
+        self.term = term;
+        if known_before && most(&before) && !most(&self.voters) {
+            return Err(Violation(format!(
+                "voters {before:?} became {:?} while {missing:?} were away",
+                self.voters
+            )));
+        }
+        Ok(())
+    }
+
     /// The ids that no running node has, or whose node is down for long.
     fn missing(&self, look: &Look<'_>) -> impl Iterator<Item = NodeId> {
         let there: BTreeSet<NodeId> = look
@@ -65,5 +74,21 @@ impl Membership {
             .map(|place| place.node())
             .collect();
         (1..=100).filter(move |id| !there.contains(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_given_away_is_found() {
+        let ids = |ids: &[NodeId]| ids.iter().copied().collect::<BTreeSet<NodeId>>();
+        let mut members = Membership::default();
+        members.became(1, ids(&[1, 2, 3]), &ids(&[3])).unwrap();
+        members.became(1, ids(&[1, 2, 4]), &ids(&[3])).unwrap();
+        // What was lost before is nobody's doing.
+        members.became(2, ids(&[2, 4, 5]), &ids(&[1, 2])).unwrap();
+        members.became(2, ids(&[2, 4, 3, 6, 7]), &ids(&[3, 6, 7])).unwrap_err();
     }
 }

@@ -33,3 +33,29 @@ impl Invariant for Once {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Event;
+
+    #[test]
+    fn a_request_executed_twice_or_not_at_all_is_found() {
+        let told = |outcome, counters: &[(i64, i64)]| {
+            let event = Event { client: 1, called: 0, returned: 1, outcome, op: 7 };
+            let (once, counters) = (vec![event], counters.to_vec());
+            Once.end(&[], &Histories { once, counters, ..Histories::default() })
+        };
+        told(Outcome::Done, &[(7, 1)]).unwrap();
+        told(Outcome::Refused, &[(8, 1)]).unwrap();
+        told(Outcome::Unknown, &[]).unwrap();
+        for (outcome, counters) in [
+            (Outcome::Done, &[(7, 2)][..]),
+            (Outcome::Done, &[]),
+            (Outcome::Refused, &[(7, 1)]),
+            (Outcome::Unknown, &[(7, 2)]),
+        ] {
+            told(outcome, counters).unwrap_err();
+        }
+    }
+}

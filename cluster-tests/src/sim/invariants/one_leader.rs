@@ -19,16 +19,34 @@ impl Invariant for OneLeader {
     fn look(&mut self, look: &Look<'_>) -> Result<(), Violation> {
         for member in &look.running {
             let view = member.core().view();
-            if !view.leads {
-                continue;
-            }
-            let term = view.term;
-            let first = *self.0.entry(term).or_insert(member.id());
-            if first != member.id() {
-                let both = format!("nodes {first} and {} both led term {term}", member.id());
-                return Err(Violation(both));
+            if view.leads {
+                self.leads(view.term, member.id())?;
             }
         }
         Ok(())
+    }
+}
+
+impl OneLeader {
+    fn leads(&mut self, term: u64, node: NodeId) -> Result<(), Violation> {
+        let first = *self.0.entry(term).or_insert(node);
+        match first == node {
+            true => Ok(()),
+            false => Err(Violation(format!("nodes {first} and {node} both led term {term}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_leaders_of_a_term_are_found() {
+        let mut leaders = OneLeader::default();
+        for (term, node) in [(1, 1), (2, 2), (2, 2), (3, 1)] {
+            leaders.leads(term, node).unwrap();
+        }
+        leaders.leads(2, 3).unwrap_err();
     }
 }

@@ -30,3 +30,21 @@ impl Invariant for Uncommitted {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{Event, Outcome};
+
+    #[test]
+    fn what_was_seen_and_is_gone_is_found() {
+        let seen = |seen: &[i64]| {
+            let op = SetOp::Read { elements: vec![1, 2] };
+            let read = Event { client: 1, called: 0, returned: 1, outcome: Outcome::Done, op };
+            let seen = seen.iter().copied().collect();
+            Uncommitted.end(&[], &Histories { set: vec![read], seen, ..Histories::default() })
+        };
+        seen(&[1]).unwrap();
+        seen(&[1, 3]).unwrap_err();
+    }
+}
