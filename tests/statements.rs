@@ -16,6 +16,32 @@ use quire::sqlite::{
 };
 use rusqlite::ffi;
 
+struct Standing(Duration);
+
+impl Clock for Standing {
+    fn monotonic(&self) -> Duration {
+        self.0
+    }
+
+    fn unix(&self) -> Duration {
+        self.0
+    }
+}
+
+/// A seed of the simulation broke something one time in thirty: what SQL wrote down as the time was
+/// the machine's, and where a second ended in the middle, other bytes of a page had changed.
+#[test]
+fn sql_is_told_the_time_of_the_threads_clock() {
+    let replicas = Replicas::new();
+    let writer = replicas.writer();
+    let machine: u64 = one(&writer, "SELECT unixepoch()").parse().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!((now - 60..=now).contains(&machine), "{machine}, and it is {now}");
+    quire::sqlite::set_thread_clock(Arc::new(Standing(Duration::from_millis(1_800_000_000_123))));
+    assert_eq!(one(&writer, "SELECT CURRENT_TIMESTAMP"), "2027-01-15 08:00:00");
+    assert_eq!(one(&writer, "SELECT unixepoch('subsec') * 1000"), "1800000000123.0");
+}
+
 #[test]
 fn a_schema_change_under_a_prepared_statement() {
     let mut replicas = Replicas::new();

@@ -25,4 +25,4 @@ pub use rusqlite::types::ValueRef;
 pub use stop::{Cancel, TimeLimit};
 pub use stored::Stored;
 pub use temp::TempSpace;
-pub use vfs::give_back_memory;
+pub use vfs::{give_back_memory, set_thread_clock};

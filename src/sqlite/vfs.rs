@@ -15,16 +15,19 @@
 //! never crosses into C; a main database opens only under the number of its own link, once.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use rusqlite::ffi;
 
+use crate::base::Clock;
 use crate::base::planted::{Bug, planted};
 use crate::pages::{Freeze, Frozen, PagesError, Snapshot};
 
@@ -37,6 +40,18 @@ pub const VFS_NAME: &str = "quire";
 /// Where the pager reads the 16 bytes that tell it whether its cache is still valid.
 const PROBE_OFFSET: i64 = 24;
 const PROBE_BYTES: usize = 16;
+
+/// The Unix epoch in SQLite's time: milliseconds since noon of the first Julian day.
+const EPOCH_JULIAN_MS: i64 = 210_866_760_000_000;
+
+thread_local! {
+    static CLOCK: RefCell<Option<Arc<dyn Clock>>> = const { RefCell::new(None) };
+}
+
+/// From now on SQL on this thread is told the time of `clock`, not the machine's: for simulations.
+pub fn set_thread_clock(clock: Arc<dyn Clock>) {
+    CLOCK.set(Some(clock));
+}
 
 static LINKS: LazyLock<Mutex<HashMap<u64, Arc<Link>>>> = LazyLock::new(Mutex::default);
 static NEXT_LINK: AtomicU64 = AtomicU64::new(1);
@@ -673,7 +688,23 @@ unsafe extern "C" fn x_sleep(_: *mut ffi::sqlite3_vfs, microseconds: c_int) -> c
     microseconds
 }
 
-/// Registers the VFS, with randomness and time from SQLite's own.
+/// What CURRENT_TIMESTAMP and its like are made from.
+unsafe extern "C" fn x_current_time_int64(
+    _: *mut ffi::sqlite3_vfs,
+    out: *mut ffi::sqlite3_int64,
+) -> c_int {
+    guard(|| {
+        let machine = || SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let unix: Duration =
+            CLOCK.with_borrow(|clock| clock.as_ref().map_or_else(machine, |clock| clock.unix()));
+        let since_epoch = i64::try_from(unix.as_millis()).unwrap_or_default();
+        // SAFETY: SQLite hands over a valid place for the time.
+        unsafe { *out = EPOCH_JULIAN_MS + since_epoch };
+        Ok(())
+    })
+}
+
+/// Registers the VFS, with randomness from SQLite's own.
 fn register() -> bool {
     // SAFETY: sqlite3_vfs_find returns null or a VFS that lives as long as the process; the
     // structure that is registered is leaked, so it does too.
@@ -695,7 +726,8 @@ fn register() -> bool {
         vfs.xRandomness = (*own).xRandomness;
         vfs.xSleep = Some(x_sleep);
         vfs.xCurrentTime = (*own).xCurrentTime;
-        vfs.xCurrentTimeInt64 = (*own).xCurrentTimeInt64;
+        // The one that SQLite asks, of a VFS that has both.
+        vfs.xCurrentTimeInt64 = Some(x_current_time_int64);
         vfs.xGetLastError = (*own).xGetLastError;
         let leaked = Box::into_raw(Box::new(vfs));
         ffi::sqlite3_vfs_register(leaked, 0) == ffi::SQLITE_OK

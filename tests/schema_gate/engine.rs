@@ -1,6 +1,7 @@
 //! The schema engine.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use quire::cluster::{
@@ -41,6 +42,28 @@ async fn new_from_map() {
     assert_eq!(versions(&database).await, ["1", "2"]);
     let missing = Module::numbered("m", [update(1), update(3)]).unwrap_err().to_string();
     assert_eq!(missing, "updates map misses version 2: u is number 3");
+}
+
+/// In a simulation a node was upgraded while links broke, an answer to its gate was lost, and the node
+/// would have waited for it for an hour, which a statement of an update may take: no client was let in
+/// anywhere, though all nodes ran and had a leader.
+#[tokio::test]
+async fn only_an_update_is_waited_for_patiently() {
+    const SHORT: Duration = Duration::from_secs(60);
+    let database = Scripted::new();
+    schema(2).ensure(&database).await.unwrap();
+    let patient = std::mem::take(&mut *database.script.patient.lock());
+    let updates = patient.iter().position(|(_, limit)| *limit >= Duration::from_secs(3600));
+    let before = &patient[..updates.unwrap()];
+    assert!(!before.is_empty() && before.iter().all(|(_, limit)| *limit <= SHORT), "{before:?}");
+    // The commit of a large change may take long, too.
+    let behind = &patient[updates.unwrap()..];
+    assert!(behind.iter().all(|(_, limit)| *limit > SHORT), "{behind:?}");
+    // With nothing to change nothing is waited for.
+    schema(2).ensure(&database).await.unwrap();
+    fails(&schema(1), &database).await;
+    let patient = std::mem::take(&mut *database.script.patient.lock());
+    assert!(patient.iter().all(|(_, limit)| *limit <= SHORT), "{patient:?}");
 }
 
 #[tokio::test]

@@ -47,6 +47,10 @@ struct Fault {
 pub struct Script {
     faults: Mutex<Vec<Fault>>,
     log: Mutex<Vec<String>>,
+    /// How long a statement may take from here on.
+    patience: Mutex<Duration>,
+    /// Each statement, and how long it might have taken.
+    pub patient: Mutex<Vec<(String, Duration)>>,
 }
 
 /// A database of SQLite's whose calls fail as told.
@@ -104,6 +108,9 @@ impl Script {
     }
 
     fn call(&self, on: On, sql: &str) -> Option<Result<Vec<Vec<Value>>, DatabaseError>> {
+        if matches!(on, On::Sql(_) | On::Commit | On::Rollback) {
+            self.patient.lock().push((sql.to_owned(), *self.patience.lock()));
+        }
         if on != On::Committed {
             let said = match on {
                 On::Sql(_) => sql.to_owned(),
@@ -182,6 +189,10 @@ impl Tx for ScriptedTx {
                 Some(told) => told.map(|rows| Rows { columns: Vec::new(), rows }),
             }
         })
+    }
+
+    fn set_patience(&mut self, limit: Duration) {
+        *self.script.patience.lock() = limit;
     }
 
     fn commit(self: Box<Self>) -> Answer<'static, ()> {

@@ -43,7 +43,7 @@ use crate::check::Violation;
 use faults::{Faults, LATENCY};
 use invariants::{Invariant, Look};
 use load::Shared;
-use place::{Place, Program, host};
+use place::{Place, Program, Simulated, host};
 use trace::Trace;
 
 /// How long the cluster may take to come together.
@@ -123,6 +123,7 @@ impl Run {
     fn new(options: &Options, programs: &Program) -> Run {
         let seed = options.seed;
         quire::raft::runtime::seed_thread(seed);
+        quire::sqlite::set_thread_clock(Arc::new(Simulated));
         let dice = SplitMix::new(seed);
         let nodes = [3, 3, 3, 5, 5, 7][(dice.next_u64() % 6) as usize];
         let trace = Rc::new(Trace::new(options.print));

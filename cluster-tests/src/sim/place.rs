@@ -326,6 +326,19 @@ impl Dial for Outside {
     }
 }
 
+/// The time of the simulation, as SQL is told it.
+pub struct Simulated;
+
+impl Clock for Simulated {
+    fn monotonic(&self) -> Duration {
+        turmoil::sim_elapsed().unwrap_or_default()
+    }
+
+    fn unix(&self) -> Duration {
+        BEGIN + self.monotonic()
+    }
+}
+
 /// A node's clocks: the host's own, and a wall clock that may be off.
 struct Wall {
     begun: Instant,

@@ -34,8 +34,13 @@ pub use files::script;
 use patch::PatchFile;
 pub use update::{Module, Update};
 
-/// A statement of an update may take this long: one that builds an index of a large table.
+/// A statement of an update, and what follows in its transaction, may take this long: one that builds an
+/// index of a large table.
 const STATEMENT_MAX: Duration = Duration::from_secs(3600);
+
+/// A statement before any update may take this long. It takes no time; an answer that was lost on the
+/// way is not waited for longer.
+const BOOKKEEPING_MAX: Duration = Duration::from_secs(10);
 
 /// Looks at the database before anything is changed, given the version that it has:
 /// [`Error::GracefulAbort`] ends the work and commits what was done so far, another error rolls
@@ -196,7 +201,10 @@ impl Schema {
         let done = match self.apply(&mut *tx, patch.as_ref()).await {
             Ok(initial) => end(tx, Ok(Ok(initial))).await?,
             Err(abort @ Error::GracefulAbort { .. }) => end(tx, Ok(Err(abort))).await?,
-            Err(error) => end(tx, Err(error)).await?,
+            Err(error) => {
+                tx.set_patience(BOOKKEEPING_MAX);
+                end(tx, Err(error)).await?
+            }
         };
         // Only now: a crash before this leaves a file that is known to have run.
         if let Some(patch) = patch {
@@ -206,8 +214,9 @@ impl Schema {
     }
 
     async fn apply(&self, tx: &mut dyn Tx, patch: Option<&patch::Patch>) -> Result<u64, Error> {
-        tx.set_patience(STATEMENT_MAX);
+        tx.set_patience(BOOKKEEPING_MAX);
         if let Some(patch) = patch {
+            tx.set_patience(STATEMENT_MAX);
             patch.run(tx, self.hook.as_ref()).await?;
         }
         book::ensure_tables(tx).await?;
@@ -219,6 +228,7 @@ impl Schema {
         if let Some(fresh) = &self.fresh
             && initial == 0
         {
+            tx.set_patience(STATEMENT_MAX);
             self.call_hook(Change::Fresh, tx).await?;
             script(tx, "the fresh schema", fresh).await.within("cannot apply fresh schema")?;
             current = book::current(tx).await?;
@@ -250,6 +260,7 @@ impl Schema {
             let applied = versions.of(module.name());
             for (version, update) in (1..).zip(module.updates()).skip_while(|(v, _)| *v <= applied)
             {
+                tx.set_patience(STATEMENT_MAX);
                 self.call_hook(Change::Update(current), tx).await?;
                 let (of, name) = (module.name(), update.name());
                 tracing::info!(module = of, update = name, "an update is applied");
