@@ -294,9 +294,12 @@ impl<'a, W: Workload> Run<'a, W> {
     /// A run in which nothing struck, or in which somebody got nothing done, shows nothing.
     fn look_for_idlers(&mut self) {
         let counts = &self.report.counts;
-        let idlers = ["acknowledged", "reads", "done by Go", "done by Python"];
-        let idle = idlers.into_iter().filter(|what| counts.get(what) == Some(&0));
-        let mut idle: Vec<String> = idle.map(|what| format!("nothing was {what}")).collect();
+        // What was never counted was not done; a language that is not here is not counted.
+        let done = |what| counts.get(what).copied();
+        let here = ["acknowledged", "reads"].map(|what| (what, done(what).unwrap_or(0)));
+        let others = ["done by Go", "done by Python"].map(|what| (what, done(what).unwrap_or(1)));
+        let idlers = here.into_iter().chain(others).filter(|(_, count)| *count == 0);
+        let mut idle: Vec<String> = idlers.map(|(what, _)| format!("{what}: 0")).collect();
         if self.report.faults.is_empty() {
             idle.push("no fault struck".to_owned());
         }
